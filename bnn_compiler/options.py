@@ -1,0 +1,27 @@
+"""What can be asked of the compiler, frozen once and passed down explicitly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Algorithm = Literal["auto", "popcount", "float"]
+SignZero = Literal["plus", "exact"]
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Options of one compilation; the command line and ``compile_model`` both build this.
+
+    ``sign_zero`` says what ``Sign(0)`` of a general float tensor is: ``plus`` takes it as +1 (a binary layer, said in
+    the report), ``exact`` keeps ONNX's 0 (a three-valued layer).
+    """
+
+    target: str = "native"
+    algorithm: Algorithm = "auto"
+    sign_zero: SignZero = "plus"
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    verify: bool = True
+    dump_dir: Path | None = None

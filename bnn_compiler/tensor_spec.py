@@ -1,0 +1,14 @@
+"""Name, shape and dtype of a graph input or output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A dense tensor at the border of a network; ``dtype`` is a NumPy dtype name such as ``float32``."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
