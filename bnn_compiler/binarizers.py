@@ -1,0 +1,130 @@
+"""From a value set to bits: which comparison makes the bit, and what do its two values mean?
+
+An activation is packed as bit = [x predicate threshold], with value ``high`` for 1 and ``low`` for 0. The alphabets:
+
+- *bipolar*: low = −high (±a); the layer counts as binary;
+- *unsigned*: low = 0 (ReLU behind a sign, {0, a});
+- *affine*: any other pair of values;
+- *ternary*: {−a, 0, +a}, two bits per activation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from tvm import relax
+from tvm.ir import Call, Var
+
+from bnn_compiler.binary_weights import NotBinary
+from bnn_compiler.constants import Array, dtype_of
+from bnn_compiler.options import SignZero
+from bnn_compiler.value_sets import Padding, Region, StepFunction, ValueSet
+
+Alphabet = Literal["bipolar", "unsigned", "affine", "ternary"]
+# Index: which of (below, equal, above) are high. The second name also holds for NaN.
+_PREDICATES: dict[tuple[bool, bool, bool], tuple[str, str]] = {
+    (False, True, True): ("ge", "nlt"),
+    (False, False, True): ("gt", "nle"),
+    (True, False, False): ("lt", "nge"),
+    (True, True, False): ("le", "ngt"),
+    (False, True, False): ("eq", "eq"),
+    (True, False, True): ("ne", "ne"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Binarizer:
+    """How one activation tensor becomes bits: compare ``base``, then apply ``moves``, then ``padding``."""
+
+    base: Var
+    threshold: Array
+    predicate: str
+    low: float
+    high: float
+    alphabet: Alphabet
+    moves: tuple[Call, ...] = ()
+    padding: Padding | None = None
+    zero_taken_as_plus: bool = False
+
+
+def plan_binarizer(activation: relax.Expr, known: ValueSet | None, sign_zero: SignZero) -> Binarizer | NotBinary:
+    """How ``activation`` can be packed, or why it cannot be."""
+    if known is None or not isinstance(activation, Var):
+        return NotBinary("activations_float", "the activation may hold any float")
+    if dtype_of(activation) != "float32":
+        return NotBinary("unsupported_form", f"activation dtype {dtype_of(activation)}; only float32 is packed")
+    steps = known.steps
+    if steps is not None and dtype_of(steps.base) == "float32" and (steps.threshold.size == 1 or not steps.moves):
+        plan = _from_steps(steps, sign_zero)
+        if plan is not None:
+            return plan
+    return _from_values(activation, known, sign_zero)
+
+
+def _from_steps(steps: StepFunction, sign_zero: SignZero) -> Binarizer | None:
+    below, equal, above, nan = steps.regions
+    assumed = steps.soft_zero and sign_zero == "plus"
+    if assumed:
+        equal = above
+    reached = {float(value) for value in (below, equal, above) if value is not None}
+    if len(reached) == 3 and 0.0 in reached and below == -above and equal == 0:  # type: ignore[operator]
+        low, high = float(below), float(above)  # type: ignore[arg-type]
+        if high > 0 and not np.any(steps.threshold) and (not steps.padding or steps.padding.value == 0.0):
+            return Binarizer(steps.base, steps.threshold, "ternary", low, high, "ternary", steps.moves, steps.padding)
+        return None
+    if len(reached) == 1 and 0.0 not in reached:
+        reached |= {-value for value in reached}  # a constant is an alphabet of which one letter is never used
+    if len(reached) != 2:
+        return None
+    low, high = min(reached), max(reached)
+    alphabet = _alphabet(low, high)
+    if alphabet == "unsigned" and high == 0.0:
+        low, high = 0.0, low
+    flags = [value is not None and float(value) == high for value in (below, equal, above)]
+    if below is None:
+        flags[0] = not flags[2]
+    if equal is None:
+        flags[1] = flags[2]
+    names = _PREDICATES.get((flags[0], flags[1], flags[2]))
+    if names is None or not _padding_fits(steps.padding, low, high, alphabet):
+        return None
+    predicate = names[1] if _is(nan, high) else names[0]
+    threshold = steps.threshold.astype(np.float32)
+    return Binarizer(steps.base, threshold, predicate, low, high, alphabet, steps.moves, steps.padding, assumed)
+
+
+def _from_values(activation: Var, known: ValueSet, sign_zero: SignZero) -> Binarizer | NotBinary:
+    """Pack the activation's own float values: they are exactly ``low`` or ``high`` (or a sign's 0)."""
+    values = sorted(known.values)
+    assumed = known.soft_zero and sign_zero == "plus" and len(values) == 3 and values[0] == -values[2]
+    if len(values) == 3 and values[1] == 0.0 and values[0] == -values[2]:
+        zero = np.zeros((), np.float32)
+        if assumed:
+            return Binarizer(activation, zero, "ge", values[0], values[2], "bipolar", zero_taken_as_plus=True)
+        return Binarizer(activation, zero, "ternary", values[0], values[2], "ternary")
+    if len(values) != 2:
+        shown = ", ".join(f"{value:g}" for value in values[:5]) + (", …" if len(values) > 5 else "")
+        return NotBinary("activations_not_two_valued", f"the activation takes the values {{{shown}}}")
+    low, high = values
+    middle = np.asarray((low + high) / 2, np.float32)
+    alphabet = _alphabet(low, high)
+    if alphabet == "unsigned" and high == 0.0:
+        return Binarizer(activation, middle, "le", 0.0, low, "unsigned")
+    return Binarizer(activation, middle, "ge", low, high, alphabet)
+
+
+def _alphabet(low: float, high: float) -> Alphabet:
+    if low == -high:
+        return "bipolar"
+    return "unsigned" if 0.0 in (low, high) else "affine"
+
+
+def _padding_fits(padding: Padding | None, low: float, high: float, alphabet: Alphabet) -> bool:
+    """A ring of 0 beside ±a is zero padding; other rings must be one of the two values."""
+    return padding is None or padding.value in (low, high) or (padding.value == 0.0 and alphabet == "bipolar")
+
+
+def _is(value: Region, expected: float) -> bool:
+    return value is not None and float(value) == expected

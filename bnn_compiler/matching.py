@@ -1,0 +1,297 @@
+"""Match one convolution or matrix product against the definition of a binary layer.
+
+Conditions for y = product(a, w), checked in this order; the first that fails is the reason in the report:
+
+1. w is constant and binary, ±α per output channel (``binary_weights``).
+2. The form is supported: conv1d or conv2d in NCHW/OIHW, or a matrix product with a matrix; static shapes; float32.
+3. a draws from a finite alphabet: two values, or {−a, 0, +a} (``value_sets``, ``binarizers``).
+4. Padding stays in the alphabet (``padding_not_in_alphabet``): zeros are exact for bipolar, {0, a} and ternary activations.
+
+A match is the layer in the canonical form of ``layers``, starting at the tensor that is compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.ir import Call, Var
+
+from bnn_compiler.binarizers import Binarizer, plan_binarizer
+from bnn_compiler.binary_weights import BinaryWeights, NotBinary, analyse_weights
+from bnn_compiler.constants import Array, dtype_of, op_name, static_shape
+from bnn_compiler.layers import BinarySpec, LayerNames, Move
+from bnn_compiler.options import SignZero
+from bnn_compiler.schedules.geometry import ConvGeometry
+from bnn_compiler.value_sets import ValueSetAnalysis
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """A binary layer: the tensor to compare is ``binarizer.base``, the rest is ``spec``."""
+
+    binarizer: Binarizer
+    spec: BinarySpec
+
+
+class LayerMatcher:
+    """Applies the conditions of the module's docstring to the products of one function."""
+
+    def __init__(self, function: relax.Function, names: Mapping[str, Any], sign_zero: SignZero) -> None:
+        self.bindings = {b.var: b.value for block in function.body.blocks for b in block.bindings}
+        self.analysis = ValueSetAnalysis(self.bindings)
+        self.uses = _count_uses(function)
+        self.readers = _sole_readers(function)
+        self._names = names
+        self._sign_zero = sign_zero
+
+    def names_of(self, variable: Var, call: Call) -> LayerNames:
+        """ONNX names where the front end left them, else Relax's."""
+        entry = self._names.get(variable.name, {})
+        return LayerNames(
+            entry.get("node", variable.name), entry.get("op", op_name(call).removeprefix("relax.")), None, entry.get("output")
+        )
+
+    def tensor_name(self, variable: relax.Expr) -> str | None:
+        """The ONNX tensor that a variable stands for."""
+        entry = self._names.get(variable.name) if isinstance(variable, Var) else None
+        return entry.get("output") if entry else None
+
+    def match(self, call: Call) -> tuple[Match | NotBinary, bool]:
+        """The layer in canonical form or the reason, and whether its weights at least are binary."""
+        name = op_name(call)
+        left_weight = name == "relax.matmul" and self.analysis.constants.value(call.args[0]) is not None
+        data, kernel = (call.args[1], call.args[0]) if left_weight else (call.args[0], call.args[1])
+        weights = self.analysis.constants.value(kernel)
+        if weights is None:
+            return NotBinary("weights_not_constant", "the weights depend on an input of the graph"), False
+        form = _unsupported_form(call, data, weights)
+        matrix = weights if left_weight or name != "relax.matmul" else np.moveaxis(weights, -1, 0)
+        binary = analyse_weights(matrix)
+        if not isinstance(binary, BinaryWeights):
+            return binary, False
+        if form is not None:
+            return form, True
+        known = self.analysis.of(data)
+        plan = plan_binarizer(data, known, self._sign_zero)
+        if isinstance(plan, NotBinary):
+            return plan, True
+        plan = self._through_moves(plan)
+        if name == "relax.matmul":
+            return _dense(call, data, weights, plan, left_weight=left_weight), True
+        return _convolution(call, data, weights, plan), True
+
+    def _through_moves(self, plan: Binarizer) -> Binarizer:
+        """Start before a transpose or reshape that the moves behind the comparison undo."""
+        while plan.moves and plan.threshold.size == 1:
+            definition = self.analysis.definition(plan.base)
+            if op_name(definition) not in ("relax.permute_dims", "relax.reshape"):
+                break
+            inner = definition.args[0]
+            if not isinstance(inner, Var):
+                break
+            plan = replace(plan, base=inner, moves=(definition, *plan.moves))
+        return plan
+
+
+def _unsupported_form(call: Call, data: relax.Expr, weights: Array) -> NotBinary | None:
+    name = op_name(call)
+    shape, out = static_shape(data), static_shape(call)
+    if shape is None or out is None:
+        return NotBinary("unsupported_form", "dynamic shape")
+    if dtype_of(data) != "float32" or dtype_of(call) != "float32":
+        return NotBinary("unsupported_form", f"dtype {dtype_of(data)}; binary kernels take float32")
+    if name == "relax.matmul":
+        fits = weights.ndim == 2 and len(shape) >= 2
+        return None if fits else NotBinary("unsupported_form", f"matrix product of {len(shape)}-D by {weights.ndim}-D")
+    if name not in ("relax.nn.conv1d", "relax.nn.conv2d"):
+        return NotBinary("unsupported_form", f"{name.removeprefix('relax.nn.')} has no binary kernel")
+    layout = str(call.attrs.data_layout), str(call.attrs.kernel_layout)
+    if layout not in (("NCHW", "OIHW"), ("NCW", "OIW")):
+        return NotBinary("unsupported_form", f"layout {layout[0]}/{layout[1]}")
+    return None
+
+
+def _convolution(call: Call, data: relax.Expr, weights: Array, plan: Binarizer) -> Match | NotBinary:
+    shape = _shape(data)
+    strides, dilations, pads = (
+        [int(size) for size in sizes] for sizes in (call.attrs.strides, call.attrs.dilation, call.attrs.padding)
+    )
+    prefix = _simplified(plan)
+    suffix: tuple[Move, ...] = ()
+    if op_name(call) == "relax.nn.conv1d":
+        batch, channels, width = shape
+        shape = (batch, channels, 1, width)
+        strides, dilations, pads = [1, *strides], [1, *dilations], [0, pads[0], 0, pads[1]]
+        weights = weights[:, :, None, :]
+        prefix = (*prefix, ("reshape", shape))
+        suffix = (("reshape", _shape(call)),)
+        if plan.threshold.size > 1:
+            aligned = (1,) * (3 - plan.threshold.ndim) + plan.threshold.shape
+            plan = replace(plan, threshold=plan.threshold.reshape(*aligned[:2], 1, aligned[2]))
+    ring, zero_pads = None, any(pads)
+    if plan.padding is not None:
+        if zero_pads and plan.padding.value != 0.0:
+            # Two rings of different values: pack the padded tensor itself.
+            packed = _packed_as_it_is(data, plan)
+            if packed is None:
+                return NotBinary("padding_not_in_alphabet", "an explicit pad and zero padding of the convolution together")
+            plan, prefix = packed, ()
+        else:
+            top, left, bottom, right = plan.padding.widths
+            ring = None if plan.padding.value == 0.0 and plan.alphabet != "affine" else plan.padding.value
+            pads = [pads[0] + top, pads[1] + left, pads[2] + bottom, pads[3] + right]
+            shape = (shape[0], shape[1], shape[2] - top - bottom, shape[3] - left - right)
+    if plan.alphabet == "affine" and zero_pads:
+        return NotBinary("padding_not_in_alphabet", f"zero padding beside the values {plan.low:g} and {plan.high:g}")
+    geometry = ConvGeometry(
+        batch=shape[0],
+        in_channels=shape[1],
+        height=shape[2],
+        width=shape[3],
+        out_channels=weights.shape[0],
+        kernel=(weights.shape[2], weights.shape[3]),
+        strides=(strides[0], strides[1]),
+        pads=(pads[0], pads[1], pads[2], pads[3]),
+        dilations=(dilations[0], dilations[1]),
+        groups=int(call.attrs.groups),
+    )
+    threshold = _channel_threshold(plan.threshold, channel_axis_from_end=3)
+    if threshold is None:
+        packed = _packed_as_it_is(data, plan)
+        if packed is None or plan.padding is not None:
+            return NotBinary("unsupported_form", "a threshold per pixel")
+        plan, threshold, prefix = packed, packed.threshold, prefix[len(prefix) - len(suffix) :]
+    return Match(plan, _spec(plan, prefix, suffix, threshold, ring, geometry, 0, weights))
+
+
+def _dense(call: Call, data: relax.Expr, weights: Array, plan: Binarizer, *, left_weight: bool) -> Match | NotBinary:
+    prefix = _simplified(plan)
+    shape, out = _shape(data), _shape(call)
+    threshold = _channel_threshold(plan.threshold, channel_axis_from_end=1)
+    if threshold is None or plan.padding is not None or (left_weight and threshold.size > 1):
+        packed = _packed_as_it_is(data, plan)
+        if packed is None:
+            return NotBinary("unsupported_form", "the activation of a matrix product is padded or has a threshold per row")
+        plan, threshold, prefix = packed, packed.threshold, ()
+    if left_weight:
+        if len(shape) != 2:
+            return NotBinary("unsupported_form", "constant matrix times a batch of matrices")
+        rows, features = shape[1], shape[0]
+        prefix, suffix = (*prefix, ("permute", (1, 0))), (("permute", (1, 0)),)
+        matrix = np.ascontiguousarray(weights.T)
+    else:
+        features = shape[-1]
+        rows = math.prod(shape[:-1])
+        flat = len(shape) == 2
+        prefix = prefix if flat else (*prefix, ("reshape", (rows, features)))
+        suffix = () if flat else (("reshape", out),)
+        matrix = weights
+    return Match(plan, _spec(plan, prefix, suffix, threshold, None, None, rows, matrix))
+
+
+def _spec(
+    plan: Binarizer,
+    prefix: tuple[Move, ...],
+    suffix: tuple[Move, ...],
+    threshold: Array,
+    ring: float | None,
+    geometry: ConvGeometry | None,
+    rows: int,
+    weights: Array,
+) -> BinarySpec:
+    return BinarySpec(
+        input_shape=_shape(plan.base),
+        prefix=prefix,
+        suffix=suffix,
+        predicate=plan.predicate,
+        threshold=threshold,
+        direction=None,
+        low=plan.low,
+        high=plan.high,
+        ring=ring,
+        geometry=geometry,
+        rows=rows,
+        weights=np.ascontiguousarray(weights),
+        scale=None,
+        bias=None,
+    )
+
+
+def _packed_as_it_is(data: relax.Expr, plan: Binarizer) -> Binarizer | None:
+    """Compare the activation's own float values, which are ``low`` and ``high``, instead of what they were made from."""
+    if not isinstance(data, Var) or plan.alphabet == "ternary" or plan.high <= plan.low:
+        return None
+    middle = np.asarray((plan.low + plan.high) / 2, np.float32)
+    return replace(plan, base=data, threshold=middle, predicate="ge", moves=(), padding=None)
+
+
+def _channel_threshold(threshold: Array, *, channel_axis_from_end: int) -> Array | None:
+    """``threshold`` as a scalar or as [C, 1, 1] (conv) / [K] (dense); None if it varies along another axis."""
+    if threshold.size == 1:
+        return threshold.reshape(())
+    shape = threshold.shape
+    axis = len(shape) - channel_axis_from_end
+    if axis < 0 or shape[axis] != threshold.size:
+        return None
+    return np.ascontiguousarray(threshold.reshape(-1, *(1,) * (channel_axis_from_end - 1)))
+
+
+def _simplified(plan: Binarizer) -> tuple[Move, ...]:
+    """The moves with adjacent transposes and reshapes joined and those that do nothing dropped."""
+    moves: list[Move] = []
+    shapes = [_shape(plan.base)]
+    for call in plan.moves:
+        move: Move
+        if op_name(call) == "relax.permute_dims":
+            axes = call.attrs.axes
+            move = ("permute", tuple(int(a) for a in axes) if axes is not None else tuple(range(len(shapes[-1])))[::-1])
+        else:
+            move = ("reshape", _shape(call))
+        if moves and moves[-1][0] == move[0]:
+            previous = moves.pop()
+            shapes.pop()
+            if move[0] == "permute":
+                move = ("permute", tuple(previous[1][axis] for axis in move[1]))
+        before = shapes[-1]
+        after = tuple(before[axis] for axis in move[1]) if move[0] == "permute" else move[1]
+        if (move[0] == "permute" and move[1] == tuple(range(len(before)))) or (move[0] == "reshape" and after == before):
+            continue
+        moves.append(move)
+        shapes.append(after)
+    return tuple(moves)
+
+
+def _shape(expr: relax.Expr) -> tuple[int, ...]:
+    shape = static_shape(expr)
+    assert shape is not None
+    return shape
+
+
+def _count_uses(function: relax.Function) -> Counter[Var]:
+    uses: Counter[Var] = Counter()
+
+    def visit(expr: Any) -> None:
+        if isinstance(expr, Var):
+            uses[expr] += 1
+
+    for block in function.body.blocks:
+        for binding in block.bindings:
+            relax.analysis.post_order_visit(binding.value, visit)
+    relax.analysis.post_order_visit(function.body.body, visit)
+    return uses
+
+
+def _sole_readers(function: relax.Function) -> dict[Var, Var]:
+    """For each variable that is the first argument of a call: the variable bound to (the last such) call."""
+    return {
+        binding.value.args[0]: binding.var
+        for block in function.body.blocks
+        for binding in block.bindings
+        if isinstance(binding.value, Call) and binding.value.args and isinstance(binding.value.args[0], Var)
+    }

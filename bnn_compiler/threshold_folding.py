@@ -1,0 +1,94 @@
+"""Fold a per-channel affine chain in front of a comparison into the comparison's threshold.
+
+compare(g(x), t) with g made of multiply, add, subtract, divide by per-channel constants and ReLU equals
+direction·x >= T with one float T per channel (``monotone_thresholds``), bit for bit in the model's own float32 rounding.
+The kernel that packs signs then reads x itself, and the affine map is never computed.
+
+Conditions: (1) the compared tensor is read by this comparison alone (else it has to be made anyway); (2) the predicate is
+one-sided; (3) every operation has a constant that varies along the channel axis alone; (4) g is monotone, which the
+bisection checks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+from tvm import relax
+from tvm.ir import Call, Var
+
+from bnn_compiler.constants import BINARY, Array, apply_elementwise, op_name, static_shape
+from bnn_compiler.layers import BinarySpec
+from bnn_compiler.monotone_thresholds import solve_thresholds
+from bnn_compiler.value_sets import ValueSetAnalysis
+
+_AFFINE = ("relax.multiply", "relax.add", "relax.subtract", "relax.divide")
+_ONE_SIDED = {"ge": np.greater_equal, "gt": np.greater, "le": np.less_equal, "lt": np.less}
+
+
+def fold_affine_chain(
+    base: Var, spec: BinarySpec, analysis: ValueSetAnalysis, uses: Counter[Var]
+) -> tuple[Var, BinarySpec]:
+    """``spec`` moved to the start of the chain in front of ``base``, or both unchanged."""
+    if spec.predicate not in _ONE_SIDED or any(move[0] == "permute" for move in spec.prefix):
+        return base, spec
+    axis, rank = 1, len(spec.input_shape)
+    channels = spec.input_shape[axis]
+    if rank not in (2, 4) or (spec.prefix and rank == 4):
+        return base, spec
+    steps: list[tuple[str, Array | None]] = []
+    start = base
+    while _readers(start, analysis, uses) <= 1:
+        call = analysis.definition(start)
+        step = _channel_step(call, analysis, rank, channels)
+        if step is None or not isinstance(call, Call):
+            break
+        steps.append(step)
+        start = call.args[0]
+    if not any(name in _AFFINE for name, _ in steps):
+        return base, spec
+    compare = _ONE_SIDED[spec.predicate]
+    limit = np.broadcast_to(spec.threshold.reshape(-1), (channels,)).astype(np.float32)
+
+    def chain(x: Array) -> Array:
+        for name, constant in reversed(steps):
+            operands = [x] if constant is None else [x, constant]
+            x = apply_elementwise(name, operands).astype(np.float32)
+        return x
+
+    solved = solve_thresholds(chain, lambda value: compare(value, limit), channels)
+    if solved is None:
+        return base, spec
+    shape = (channels, 1, 1) if rank == 4 else (channels,)
+    direction = None if np.all(solved.direction == 1) else solved.direction.reshape(shape)
+    folded = replace(spec, predicate="ge", threshold=solved.threshold.reshape(shape), direction=direction)
+    return start, folded
+
+
+def _readers(variable: relax.Expr, analysis: ValueSetAnalysis, uses: Counter[Var]) -> int:
+    """How many expressions read ``variable``; a comparison and a renaming each count as one."""
+    return uses[variable] if isinstance(variable, Var) else 2
+
+
+def _channel_step(
+    call: relax.Expr | None, analysis: ValueSetAnalysis, rank: int, channels: int
+) -> tuple[str, Array | None] | None:
+    """Operator and per-channel constant (float32[C]) of one link of the chain, or None if the chain ends here."""
+    name = op_name(call) if call is not None else ""
+    if not isinstance(call, Call) or not isinstance(call.args[0], Var):
+        return None
+    if name == "relax.nn.relu":
+        return name, None
+    if name not in _AFFINE or name not in BINARY:
+        return None
+    constant = analysis.constants.value(call.args[1])
+    shape = static_shape(call.args[0])
+    if constant is None or constant.dtype != np.float32 or shape is None or shape != static_shape(call):
+        return None
+    aligned = (1,) * (rank - constant.ndim) + constant.shape
+    if constant.ndim > rank or (constant.size != 1 and aligned[1] != constant.size):
+        return None
+    if not np.all(np.isfinite(constant)):
+        return None
+    return name, np.broadcast_to(constant.reshape(-1), (channels,)).astype(np.float32)

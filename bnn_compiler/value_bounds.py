@@ -1,0 +1,113 @@
+"""Bounds on float tensors that are no finite sets: how low can they go, and can they hit a value exactly?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tvm import relax
+from tvm.ir import Call, Var
+
+from bnn_compiler.binary_weights import BinaryWeights, analyse_weights
+from bnn_compiler.constants import Array, dtype_of, op_name, prim_value, static_shape
+
+if TYPE_CHECKING:
+    from bnn_compiler.value_sets import ValueSetAnalysis
+
+_MAX_DEPTH = 16
+# Σ|x·w| up to here is an exact float32 whatever the order of summation.
+_EXACT_FLOAT32 = 1 << 24
+_NON_NEGATIVE = {"relax.nn.relu", "relax.abs", "relax.sigmoid", "relax.exp", "relax.sqrt", "relax.nn.softmax"}
+_PASS_THROUGH = {
+    "relax.nn.max_pool1d",
+    "relax.nn.max_pool2d",
+    "relax.nn.max_pool3d",
+    "relax.nn.avg_pool2d",
+    "relax.permute_dims",
+    "relax.reshape",
+    "relax.flatten",
+    "relax.squeeze",
+    "relax.expand_dims",
+}
+
+
+def lower_bound(expr: relax.Expr, bindings: Mapping[Var, relax.Expr], depth: int = 0) -> float:
+    """A number that no element of ``expr`` falls below; −inf where nothing is known."""
+    definition: relax.Expr | None = expr
+    while isinstance(definition, Var):
+        definition = bindings.get(definition)
+    if not isinstance(definition, Call) or depth > _MAX_DEPTH:
+        return -math.inf
+    name = op_name(definition)
+    if name in _NON_NEGATIVE:
+        return 0.0
+    if name == "relax.clip":
+        return prim_value(definition.args[1])
+    if name in _PASS_THROUGH:
+        return lower_bound(definition.args[0], bindings, depth + 1)
+    return -math.inf
+
+
+def reaches_value(expr: relax.Expr, value: float, analysis: ValueSetAnalysis) -> bool | None:
+    """Whether any element of ``expr`` can equal ``value``; None where its values are not known exactly.
+
+    Known exactly are the outputs of a convolution of small integers (activations from a set of integers, weights ±1) and
+    what follows from them by per-channel affine maps and ReLU, evaluated in the model's own float32 on every integer
+    that the convolution can produce.
+    """
+    values = _integer_values(expr, analysis, 0)
+    return None if values is None else bool(np.any(values == np.float32(value)))
+
+
+def _integer_values(expr: relax.Expr, analysis: ValueSetAnalysis, depth: int) -> Array | None:
+    """float32[C or 1, V]: for each channel all values that ``expr`` can take."""
+    call = analysis.definition(expr)
+    if not isinstance(call, Call) or depth > _MAX_DEPTH or dtype_of(call) != "float32":
+        return None
+    name = op_name(call)
+    if name in {"relax.nn.conv1d", "relax.nn.conv2d", "relax.matmul"}:
+        return _convolution_values(call, analysis)
+    if name in {"relax.nn.relu", "relax.nn.max_pool2d"}:
+        inner = _integer_values(call.args[0], analysis, depth + 1)
+        if inner is None or name == "relax.nn.max_pool2d":
+            return inner
+        return np.maximum(inner, np.float32(0))
+    operations = {"relax.add": np.add, "relax.subtract": np.subtract, "relax.multiply": np.multiply}
+    if name in operations:
+        inner = _integer_values(call.args[0], analysis, depth + 1)
+        constant = _per_channel(analysis.constants.value(call.args[1]), static_shape(call))
+        return None if inner is None or constant is None else operations[name](inner, constant)
+    return None
+
+
+def _per_channel(constant: Array | None, shape: tuple[int, ...] | None) -> Array | None:
+    """``constant`` as float32[C or 1, 1] if it varies along the channel axis alone (axis 1), else None."""
+    if constant is None or shape is None:
+        return None
+    if constant.size == 1:
+        return constant.reshape(1, 1).astype(np.float32)
+    aligned = (1,) * (len(shape) - constant.ndim) + constant.shape
+    if aligned[1] != constant.size:
+        return None
+    return constant.reshape(-1, 1).astype(np.float32)
+
+
+def _convolution_values(call: Call, analysis: ValueSetAnalysis) -> Array | None:
+    weights = analysis.constants.value(call.args[1])
+    activation = analysis.of(call.args[0])
+    if weights is None or activation is None or not all(value.is_integer() for value in activation.values):
+        return None
+    matmul = op_name(call) == "relax.matmul"
+    binary = analyse_weights(weights.T if matmul else weights)
+    if not isinstance(binary, BinaryWeights) or not binary.exact or np.any(binary.alpha != 1):
+        return None
+    taps = weights.shape[0] if matmul else int(np.prod(weights.shape[1:]))
+    reach = taps * int(max(abs(value) for value in activation.values))
+    if reach >= _EXACT_FLOAT32:
+        return None
+    padded = not matmul and any(int(width) for width in call.attrs.padding)
+    odd_only = all(abs(value) % 2 == 1 for value in activation.values) and not padded
+    # A sum of N odd numbers has the parity of N: a 3×3 layer over an odd channel count never reaches 0.
+    return np.arange(-reach, reach + 1, 2 if odd_only else 1, dtype=np.float32).reshape(1, -1)
