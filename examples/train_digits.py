@@ -130,7 +130,7 @@ def train(net: DigitsNet, images: Tensor, labels: Tensor, epochs: int) -> None:
 
 
 def export(net: DigitsNet, path: Path) -> None:
-    """Write ``net`` with a symbolic batch dimension; binary weights become int8 behind a Cast, a quarter of the size."""
+    """Write ``net`` with a symbolic batch dimension; binary weights become int8 behind a Cast: 1/4 of the size."""
     program = torch.onnx.export(
         net,
         (torch.zeros(2, 1, 8, 8),),

@@ -1,0 +1,185 @@
+"""Latency of a compiled network beside ONNX Runtime fp32, in one process, whole and layer by layer.
+
+Both sides run on the same ordinary NumPy arrays through their public ``run``, in turn: a slow moment of the machine
+hits both. The numbers are the minimum and the median over the rounds; a round times enough calls in a row to fill
+``ROUND_SECONDS``, so that the clock's resolution does not matter.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+from onnx import ModelProto
+
+from .reference import Array, Reference, expose, extract, sample_feeds
+from .report import LayerReport
+from .tensor_spec import TensorSpec
+from .verify import Runnable
+
+ROUNDS = 15
+ROUND_SECONDS = 0.005
+WARM_UP_SECONDS = 0.02
+
+Call = Callable[[], object]
+
+
+class TimingReport(TypedDict):
+    """Times in microseconds; ``speedup`` is the ratio of the minima, ``speedup_median`` that of the medians."""
+
+    name: str
+    macs: int
+    bnnc_us_min: float
+    bnnc_us_median: float
+    onnxruntime_us_min: float
+    onnxruntime_us_median: float
+    speedup: float
+    speedup_median: float
+    gmacs_per_second: float
+
+
+class BenchReport(TypedDict):
+    """What ``bnnc bench --json`` writes."""
+
+    schema: int
+    model: str
+    machine: str
+    threads: int
+    rounds: int
+    versions: dict[str, str]
+    network: TimingReport
+    layers: list[TimingReport]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call of both sides, one value per round."""
+
+    name: str
+    macs: int
+    bnnc: tuple[float, ...]
+    onnxruntime: tuple[float, ...]
+
+    def to_report(self) -> TimingReport:
+        """Return the JSON entry."""
+        ours, theirs = min(self.bnnc), min(self.onnxruntime)
+        our_median, their_median = statistics.median(self.bnnc), statistics.median(self.onnxruntime)
+        return {
+            "name": self.name,
+            "macs": self.macs,
+            "bnnc_us_min": round(ours * 1e6, 3),
+            "bnnc_us_median": round(our_median * 1e6, 3),
+            "onnxruntime_us_min": round(theirs * 1e6, 3),
+            "onnxruntime_us_median": round(their_median * 1e6, 3),
+            "speedup": round(theirs / ours, 3),
+            "speedup_median": round(their_median / our_median, 3),
+            "gmacs_per_second": round(self.macs / ours / 1e9, 3),
+        }
+
+
+def time_in_turn(calls: Sequence[Call], rounds: int = ROUNDS) -> list[tuple[float, ...]]:
+    """Seconds per call of each of ``calls``, measured in turn, ``rounds`` values each."""
+    counts = [_calibrate(call) for call in calls]
+    seconds: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, count, times in zip(calls, counts, seconds, strict=True):
+            start = time.perf_counter()
+            for _ in range(count):
+                call()
+            times.append((time.perf_counter() - start) / count)
+    return [tuple(times) for times in seconds]
+
+
+def _calibrate(call: Call) -> int:
+    """Warm up, and return how many calls fill a round."""
+    start = time.perf_counter()
+    calls = 0
+    while calls < 3 or time.perf_counter() - start < WARM_UP_SECONDS:
+        call()
+        calls += 1
+    per_call = (time.perf_counter() - start) / calls
+    return max(1, int(ROUND_SECONDS / per_call))
+
+
+def bench_network(
+    compiled: Runnable,
+    model: ModelProto,
+    inputs: Sequence[TensorSpec],
+    *,
+    macs: int,
+    threads: int = 1,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+) -> Timing:
+    """Time the whole network; ``model`` is what ONNX Runtime runs, optimised, with ``threads`` threads."""
+    reference = Reference(model, threads=threads)
+    feeds = sample_feeds(inputs, seed, 0)
+    ours, theirs = time_in_turn([lambda: compiled.run(feeds), lambda: reference.run(feeds)], rounds)
+    return Timing("whole network", macs, ours, theirs)
+
+
+def bench_layers(
+    compiled: Runnable,
+    model: ModelProto,
+    inputs: Sequence[TensorSpec],
+    layers: Sequence[LayerReport],
+    *,
+    threads: int = 1,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda _: None,
+) -> list[Timing]:
+    """Time each popcount layer alone, float in and float out, binarisation included on both sides.
+
+    ONNX Runtime runs the part of ``model`` from the layer's ``input`` tensor to its ``output`` tensor; both sides get
+    the values that the network itself puts there.
+    """
+    wanted = [layer for layer in layers if layer.get("function") and layer.get("input") and layer.get("output")]
+    values: dict[str, Array] = dict(sample_feeds(inputs, seed, 0))
+    values |= Reference(expose(model, [layer["input"] for layer in wanted]), optimise=False).run(values)
+    timings = []
+    for index, layer in enumerate(wanted):
+        source = np.ascontiguousarray(values[layer["input"]])
+        reference = Reference(extract(model, layer["input"], layer["output"], source.shape), threads=threads)
+        ours, theirs = time_in_turn(_layer_calls(compiled, layer, source, reference), rounds)
+        timings.append(Timing(layer["name"], layer["macs"], ours, theirs))
+        progress((index + 1) / len(wanted))
+    return timings
+
+
+def _layer_calls(compiled: Runnable, layer: LayerReport, source: Array, reference: Reference) -> list[Call]:
+    function, feeds = layer["function"], {layer["input"]: source}
+    return [lambda: compiled.run_function(function, source), lambda: reference.run(feeds)]
+
+
+def bench_report(
+    model: str, threads: int, rounds: int, versions: Mapping[str, str], network: Timing, layers: Sequence[Timing]
+) -> BenchReport:
+    """Assemble the JSON report."""
+    return {
+        "schema": 1,
+        "model": model,
+        "machine": f"{cpu_name()}, {os.cpu_count()} CPUs",
+        "threads": threads,
+        "rounds": rounds,
+        "versions": dict(versions),
+        "network": network.to_report(),
+        "layers": [layer.to_report() for layer in layers],
+    }
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the kernel gives it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

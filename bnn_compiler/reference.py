@@ -1,0 +1,165 @@
+"""ONNX Runtime as the reference of verification and the peer of benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from .errors import ModelError
+from .tensor_spec import TensorSpec
+
+Array = npt.NDArray[Any]
+
+# The smallest value that no flush of subnormals takes away, with room to spare.
+_TINY = float(2.0**-100)
+
+
+class Reference:
+    """A model in ONNX Runtime; single-threaded unless asked otherwise, so that its results repeat.
+
+    With ``optimise=False`` every node runs as written: values of inner tensors then do not depend on which of them
+    are looked at (a fused Conv + BatchNormalization has no value between the two).
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model.
+    """
+
+    def __init__(self, model: ModelProto | bytes, *, optimise: bool = True, threads: int = 1) -> None:
+        """Create the session."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        level = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+        data = model if isinstance(model, bytes) else model.SerializeToString()
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions have no common root of their own.
+            raise ModelError(f"ONNX Runtime cannot load the model: {_first_line(error)}") from error
+        self.outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run on ``feeds`` and return every output by name.
+
+        Raises:
+            ModelError: ONNX Runtime fails.
+        """
+        try:
+            values = self._session.run(None, dict(feeds))
+        except Exception as error:
+            raise ModelError(f"ONNX Runtime cannot run the model: {_first_line(error)}") from error
+        return dict(zip(self.outputs, (cast(Array, value) for value in values), strict=True))
+
+
+def expose(model: ModelProto, tensors: Collection[str]) -> ModelProto:
+    """Copy ``model`` with inner ``tensors`` as further outputs; graph inputs and outputs among them are left out."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    present = {value.name for value in (*graph.input, *graph.output)} | {value.name for value in graph.initializer}
+    known = {value.name: value for value in graph.value_info}
+    for name in dict.fromkeys(tensors):
+        if name not in present:
+            graph.output.append(known.get(name) or helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    return copy
+
+
+def take_zero_as_plus_one(model: ModelProto, tensors: Collection[str]) -> ModelProto:
+    """Copy ``model`` so that ``Sign`` of the named tensors gives +1 where they are zero (of either sign).
+
+    This is the rule ``--sign-zero plus`` in ONNX's own terms: a tiny positive value stands for zero.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    nodes: list[NodeProto] = []
+    for index, node in enumerate(copy.graph.node):
+        if node.op_type == "Sign" and node.input[0] in tensors:
+            prefix = f"bnnc_sign_zero_{index}"
+            source = node.input[0]
+            zero, tiny, test, nonzero = (f"{prefix}_{what}" for what in ("zero", "tiny", "test", "value"))
+            copy.graph.initializer.append(helper.make_tensor(zero, TensorProto.FLOAT, [], [0.0]))
+            copy.graph.initializer.append(helper.make_tensor(tiny, TensorProto.FLOAT, [], [_TINY]))
+            nodes.append(helper.make_node("Equal", [source, zero], [test], name=test))
+            nodes.append(helper.make_node("Where", [test, tiny, source], [nonzero], name=nonzero))
+            node.input[0] = nonzero
+        nodes.append(node)
+    rewritten = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del copy.graph.node[:]
+    copy.graph.node.extend(rewritten)
+    return copy
+
+
+def extract(model: ModelProto, source: str, target: str, source_shape: Sequence[int]) -> ModelProto:
+    """Return the part of ``model`` that computes tensor ``target`` from tensor ``source`` (float32) and constants.
+
+    Raises:
+        ValueError: ``target`` depends on another input of the model than ``source``.
+    """
+    producers = {output: node for node in model.graph.node for output in node.output if output}
+    initializers = {value.name: value for value in model.graph.initializer}
+    inputs = {value.name for value in model.graph.input} - initializers.keys()
+    needed: set[str] = set()
+    used: set[int] = set()
+    pending = [target]
+    while pending:
+        name = pending.pop()
+        if name == source or name in needed or not name:
+            continue
+        needed.add(name)
+        if name in inputs:
+            raise ValueError(f"{target!r} depends on the input {name!r}, not on {source!r} alone")
+        node = producers.get(name)
+        if node is not None:
+            used.add(id(node))
+            pending.extend(node.input)
+    types = {value.name: value for value in (*model.graph.value_info, *model.graph.output)}
+    graph = helper.make_graph(
+        [node for node in model.graph.node if id(node) in used],
+        "layer",
+        [helper.make_tensor_value_info(source, TensorProto.FLOAT, list(source_shape))],
+        [types.get(target) or helper.make_tensor_value_info(target, TensorProto.FLOAT, None)],
+        [value for name, value in initializers.items() if name in needed],
+    )
+    return helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
+
+
+def sample_feeds(inputs: Sequence[TensorSpec], seed: int, index: int) -> dict[str, Array]:
+    """Random input ``index``: the same for the same seed and specification.
+
+    Float inputs alternate between what networks are trained on: N(0, 1) clipped to [-3, 3] (normalised images) and
+    uniform in [0, 1) (raw images). Integer inputs cover 0 to 255 or the type's own smaller range; booleans are fair.
+    """
+    generator = np.random.default_rng((seed, index))
+    return {spec.name: _sample(spec, generator, index) for spec in inputs}
+
+
+def _sample(spec: TensorSpec, generator: np.random.Generator, index: int) -> Array:
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind == "f":
+        normal = index % 2 == 0
+        values = generator.standard_normal(spec.shape).clip(-3, 3) if normal else generator.random(spec.shape)
+        return np.ascontiguousarray(values, dtype)
+    if dtype.kind == "b":
+        return generator.random(spec.shape) < 0.5
+    top = min(255, np.iinfo(dtype).max)
+    return generator.integers(0, top, spec.shape, dtype, endpoint=True)
+
+
+def node_activation(model: ModelProto, node_name: str) -> str | None:
+    """Return the tensor that enters node ``node_name`` as its activations (its first non-constant input)."""
+    constants = {value.name for value in model.graph.initializer}
+    for node in model.graph.node:
+        if node.name == node_name:
+            return next((name for name in node.input if name and name not in constants), None)
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,264 @@
+"""Verification of a compiled network against ONNX Runtime.
+
+*Layer by layer.* ONNX Runtime runs the network without graph optimisation; each binary layer of the artifact is then
+fed ONNX Runtime's own input of that layer and must reproduce ONNX Runtime's output, exactly in the sense of
+:mod:`bnn_compiler.layer_check`.
+
+*End to end.* Outputs are compared on ``INPUTS`` inputs with the plain network in ONNX Runtime.
+
+- An *integer-only* network must agree exactly. That is a network without float layers, whose binary layers are all
+  exact, and whose reference outputs do not depend on ONNX Runtime's graph optimisation and lie on a grid of 2^-10: it
+  computes with integers throughout, and so has only one right answer.
+- Elsewhere the float layers round differently. An output may differ by ``RELATIVE_TOLERANCE`` times its own largest
+  absolute value. Switching ONNX Runtime's graph optimisation off moves outputs of real networks by up to 3e-6 of that
+  measure; kernels that sum up to ten thousand terms in another order stay an order of magnitude below 1e-4.
+- A value next to a threshold of a binariser may round to the other side and flip a sign, and a flipped sign moves the
+  outputs by more than any tolerance for rounding. As all binary layers are known to be right, an input whose outputs
+  are beyond tolerance has such a flip (or float glue is wrong). So at most half of the inputs may be beyond
+  tolerance, and none by more than ``FLIP_TOLERANCE``; wrong float glue would show on every input.
+
+*Sign flips.* ``reference_sign_flips`` counts the elements of binary layers' activations that differ between two
+evaluations in ONNX Runtime, with and without graph optimisation: how prone the network is to flips. ``sign_flips``
+counts them between the artifact and ONNX Runtime where the artifact can show its activations (``probe``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from onnx import ModelProto
+
+from .errors import VerificationError
+from .layer_check import LayerCheck, check_layer
+from .layers import BinaryLayer
+from .reference import Array, Reference, expose, node_activation, sample_feeds, take_zero_as_plus_one
+from .report import OutputCheckReport, VerificationReport
+from .tensor_spec import TensorSpec
+
+INPUTS = 4
+RELATIVE_TOLERANCE = 1e-4
+FLIP_TOLERANCE = 0.5
+
+Feeds = Mapping[str, Array]
+
+
+class Runnable(Protocol):
+    """What verification needs of a compiled model."""
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run the network."""
+        ...
+
+    def run_function(self, name: str, value: Array) -> Array:
+        """Run one binary layer alone."""
+        ...
+
+
+class Network(Protocol):
+    """What verification needs of the imported model."""
+
+    @property
+    def onnx_model(self) -> ModelProto:
+        """The network as ONNX Runtime runs it."""
+        ...
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Names, shapes and dtypes of the inputs."""
+        ...
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """One output over all inputs."""
+
+    name: str
+    max_abs_error: float
+    tolerance: float
+    beyond_tolerance: int
+    beyond_flip_tolerance: int
+
+    def to_report(self) -> OutputCheckReport:
+        """Return the entry of the report."""
+        return {
+            "name": self.name,
+            "max_abs_error": self.max_abs_error,
+            "tolerance": self.tolerance,
+            "inputs_beyond_tolerance": self.beyond_tolerance,
+        }
+
+
+@dataclass(frozen=True)
+class VerificationResult:
+    """Everything that was compared."""
+
+    seed: int
+    inputs: int
+    integer_only: bool
+    layers: tuple[LayerCheck, ...]
+    outputs: tuple[OutputCheck, ...]
+    reference_sign_flips: int
+    sign_flips: int | None = None
+
+    @property
+    def failure(self) -> str | None:
+        """The first failure, layers in order before outputs, as a sentence; None when all agree."""
+        for layer in self.layers:
+            if not layer.passed:
+                return layer.describe_failure()
+        allowed = 0 if self.integer_only else self.inputs // 2
+        for output in self.outputs:
+            if output.beyond_tolerance > allowed or output.beyond_flip_tolerance:
+                return (
+                    f"output {output.name!r} differs from ONNX Runtime by {output.max_abs_error:.3g} on "
+                    f"{output.beyond_tolerance} of {self.inputs} inputs (tolerance {output.tolerance:.3g}), "
+                    "though every binary layer agrees"
+                )
+        return None
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything agrees."""
+        return self.failure is None
+
+    def raise_for_failure(self) -> None:
+        """Raise :class:`VerificationError` unless everything agrees."""
+        if self.failure is not None:
+            raise VerificationError(
+                f"verification failed: {self.failure}; this is a bug of the compiler, please report it "
+                "(--algorithm float or --no-verify go around it)"
+            )
+
+    def to_report(self) -> VerificationReport:
+        """Return the ``verification`` entry of the report."""
+        return {
+            "passed": self.passed,
+            "seed": self.seed,
+            "inputs": self.inputs,
+            "integer_only": self.integer_only,
+            "sign_flips": self.sign_flips,
+            "reference_sign_flips": self.reference_sign_flips,
+            "layers": [layer.to_report() for layer in self.layers],
+            "outputs": [output.to_report() for output in self.outputs],
+        }
+
+
+def verify_model(
+    compiled: Runnable,
+    imported: Network,
+    layers: Sequence[BinaryLayer],
+    *,
+    seed: int = 0,
+    feeds: Sequence[Feeds] | None = None,
+    original: ModelProto | None = None,
+    zero_as_plus_one: Collection[str] = (),
+    float_layers: int = 0,
+    probe: Callable[[Feeds], Mapping[str, Array]] | None = None,
+    progress: Callable[[float], None] = lambda _: None,
+) -> VerificationResult:
+    """Compare ``compiled`` with ONNX Runtime; the result says whether they agree, nothing is raised for that.
+
+    ``feeds`` replaces the ``INPUTS`` seeded random inputs. ``original`` is the model as the user gave it (same inputs
+    and outputs as ``imported.onnx_model``): end to end it is the reference, so that the front end is verified too.
+    ``zero_as_plus_one`` names the tensors whose ``Sign`` was compiled with Sign(0) = +1. ``float_layers`` is the
+    number of layers that are neither binary nor binary-weight. ``probe`` gives activations of binary layers (the
+    tensors that enter their convolutions) as the artifact computes them, by ONNX tensor name.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the network.
+    """
+    inputs = list(feeds) if feeds is not None else [sample_feeds(imported.inputs, seed, i) for i in range(INPUTS)]
+    model = take_zero_as_plus_one(imported.onnx_model, zero_as_plus_one)
+    named = [layer for layer in layers if layer.input_tensor is not None and layer.output_tensor is not None]
+    activations = _activation_tensors(imported.onnx_model, layers)
+    tensors = [name for layer in named for name in (layer.input_tensor, layer.output_tensor) if name is not None]
+    inner = expose(model, [*tensors, *activations])
+    plain, optimised = Reference(inner, optimise=False), Reference(inner)
+    whole = model if original is None or zero_as_plus_one else original
+    network, network_plain = Reference(whole), Reference(whole, optimise=False)
+    steps, done = 2 * len(inputs) + len(named), 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        progress(done / steps)
+
+    checks: list[LayerCheck] = []
+    reference_flips = 0
+    flips = None if probe is None else 0
+    for index, feed in enumerate(inputs):
+        values = {**feed, **plain.run(feed)}
+        others = optimised.run(feed)
+        reference_flips += sum(int((values[name] != others[name]).sum()) for name in activations if name in others)
+        if probe is not None and flips is not None:
+            flips += sum(int((values[name] != array).sum()) for name, array in probe(feed).items() if name in values)
+        advance()
+        # One input per layer: it already is thousands of independent dot products.
+        for layer in named if index == 0 else ():
+            checks.append(_check(compiled, layer, values))
+            advance()
+    errors: dict[str, list[tuple[float, float]]] = {name: [] for name in network.outputs}
+    integer_only = float_layers == 0 and bool(layers) and all(layer.exact for layer in layers)
+    for feed in inputs:
+        expected, unoptimised, actual = network.run(feed), network_plain.run(feed), compiled.run(feed)
+        for name, reference in expected.items():
+            integer_only = integer_only and _on_grid(reference) and np.array_equal(reference, unoptimised[name])
+            errors[name].append(_difference(actual[name], reference))
+        advance()
+    return VerificationResult(
+        seed,
+        len(inputs),
+        integer_only,
+        tuple(checks),
+        tuple(_judge(name, pairs, integer_only) for name, pairs in errors.items()),
+        reference_flips,
+        flips,
+    )
+
+
+def _activation_tensors(model: ModelProto, layers: Sequence[BinaryLayer]) -> list[str]:
+    found = (node_activation(model, layer.name) for layer in layers)
+    return list(dict.fromkeys(name for name in found if name is not None))
+
+
+def _check(compiled: Runnable, layer: BinaryLayer, values: Mapping[str, Array]) -> LayerCheck:
+    assert layer.input_tensor is not None and layer.output_tensor is not None
+    source = np.ascontiguousarray(values[layer.input_tensor].reshape(layer.input_shape))
+    return check_layer(layer, compiled.run_function(layer.function, source), values[layer.output_tensor])
+
+
+def _difference(actual: Array, expected: Array) -> tuple[float, float]:
+    """Largest absolute error and largest finite absolute reference; infinite where NaN or infinity disagree."""
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        return math.inf, 0.0
+    if expected.dtype.kind != "f":
+        equal = np.array_equal(actual, expected)
+        return (0.0 if equal else math.inf), 0.0
+    left, right = actual.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(right)
+    special = (left == right) | (np.isnan(left) & np.isnan(right))
+    if not (finite | special).all() or not np.isfinite(left[finite]).all():
+        return math.inf, 0.0
+    scale = float(np.abs(right[finite]).max(initial=0.0))
+    return float(np.abs(left[finite] - right[finite]).max(initial=0.0)), scale
+
+
+def _judge(name: str, pairs: Sequence[tuple[float, float]], integer_only: bool) -> OutputCheck:
+    largest = max((error for error, _ in pairs), default=0.0)
+    scale = max((scale for _, scale in pairs), default=0.0)
+    relative = 0.0 if integer_only else RELATIVE_TOLERANCE
+    beyond = sum(error > relative * scale for error, scale in pairs)
+    beyond_flip = sum(error > FLIP_TOLERANCE * scale for error, scale in pairs)
+    return OutputCheck(name, min(largest, float(np.finfo(np.float64).max)), relative * scale, beyond, beyond_flip)
+
+
+def _on_grid(values: Array) -> bool:
+    """Whether all values are multiples of 2^-10 of moderate size, as sums of integers are and other floats are not."""
+    if values.dtype.kind != "f":
+        return values.dtype.kind in "iub"
+    scaled = values.astype(np.float64) * 2.0**10
+    return bool((np.abs(scaled) < 2.0**24).all() and (scaled == np.rint(scaled)).all())
