@@ -1,0 +1,65 @@
+"""Where tests find models.
+
+``digits`` is the network of examples/. The evaluation models are not part of this repository: ``network(name)`` and
+``small_model(name)`` look in ``$BNNC_MODELS``, in ``../shared/models`` beside the repository, and in
+``~/.cache/bnnc-models``, and skip the test where a model is absent.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+ModelFinder = Callable[[str], Path]
+
+
+def _folders() -> list[Path]:
+    named = os.environ.get("BNNC_MODELS")
+    candidates = [Path(named)] if named else []
+    candidates += [ROOT.parent / "shared" / "models", Path.home() / ".cache" / "bnnc-models"]
+    return [folder for folder in candidates if folder.is_dir()]
+
+
+def find_model(name: str, *, small: bool) -> Path | None:
+    """The path of ``name``.onnx, or None."""
+    for folder in _folders():
+        path = (folder / "small" if small else folder) / f"{name}.onnx"
+        if path.is_file():
+            return path
+    return None
+
+
+def _found(name: str, *, small: bool) -> Path:
+    path = find_model(name, small=small)
+    if path is None:
+        pytest.skip(f"evaluation model {name!r} is not here; point BNNC_MODELS at a folder that holds it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def network() -> ModelFinder:
+    """Path of a whole evaluation network by name; its inputs and outputs are beside it as .npz."""
+    return lambda name: _found(name, small=False)
+
+
+@pytest.fixture(scope="session")
+def small_model() -> ModelFinder:
+    """Path of a small evaluation graph by name."""
+    return lambda name: _found(name, small=True)
+
+
+@pytest.fixture(scope="session")
+def examples() -> Path:
+    """The folder of examples."""
+    return ROOT / "examples"
+
+
+@pytest.fixture(scope="session")
+def digits(examples: Path) -> Path:
+    """The example network, as ONNX."""
+    return examples / "digits.onnx"
