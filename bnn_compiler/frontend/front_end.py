@@ -1,0 +1,72 @@
+"""The stages from an ONNX file to a Relax module, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from types import MappingProxyType
+
+import onnx
+
+from bnn_compiler.errors import BnncError, ModelError
+from bnn_compiler.tensor_spec import TensorSpec
+
+from .graph_check import check_graph, standard_opset
+from .imported_model import ImportedModel
+from .local_functions import inline_local_functions
+from .model_file import Source, load_model, source_name
+from .normalisation import normalise
+from .onnx_graph import TENSOR_DTYPES, static_shape
+from .operator_check import check_operands
+from .relax_importer import import_graph
+
+_NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+
+
+def import_onnx(model: Source, *, input_shapes: Mapping[str, tuple[int, ...]] = _NO_SHAPES) -> ImportedModel:
+    """Check, normalise and import an ONNX model.
+
+    Args:
+        model: the path of a model (external data is looked for in its directory only), its bytes, or a proto, which is
+            not changed.
+        input_shapes: a shape for each input whose dimensions the file leaves open. An open first dimension that is not
+            given here is 1.
+
+    Raises:
+        ModelError: the model is unreadable, invalid, contradicts itself or does not fit into memory.
+        UnsupportedOperatorError: an operator, or a form of one, cannot be compiled; the message names its node.
+        UsageError: ``input_shapes`` does not fit the model.
+
+    Every message is one line and starts with the model's name.
+    """
+    label = source_name(model)
+    try:
+        return _import(model, input_shapes, PurePath(label).stem or label)
+    except BnncError as error:
+        raise type(error)(f"{label}: {error}") from error
+    except MemoryError as error:
+        raise ModelError(f"{label}: there is not enough memory to import the model") from error
+
+
+def _import(source: Source, input_shapes: Mapping[str, tuple[int, ...]], name: str) -> ImportedModel:
+    model = load_model(source)
+    opset = standard_opset(model)
+    model = inline_local_functions(model)
+    notes = ["the nodes were not in order, and have been sorted"] if check_graph(model) else []
+    model, choices = normalise(model, input_shapes)
+    check_operands(model)
+    return ImportedModel(
+        name=name,
+        module=import_graph(model, opset),
+        onnx_model=model,
+        inputs=tuple(_spec(info) for info in model.graph.input),
+        outputs=tuple(_spec(info) for info in model.graph.output),
+        notes=(*notes, *choices),
+    )
+
+
+def _spec(info: onnx.ValueInfoProto) -> TensorSpec:
+    shape = static_shape(info.type)
+    if shape is None:
+        raise ModelError(f"the shape of {info.name!r} is not known")
+    return TensorSpec(info.name, shape, TENSOR_DTYPES[info.type.tensor_type.elem_type])

@@ -1,0 +1,62 @@
+"""Functions that a model defines for itself (``ModelProto.functions``), put in the place of their calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+import onnx.inliner
+from onnx import FunctionProto, NodeProto
+
+from bnn_compiler.errors import ModelError
+
+from .graph_check import MAX_NODES
+from .onnx_graph import subgraphs
+
+_Key = tuple[str, str, str]
+
+
+def inline_local_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without functions of its own.
+
+    Raises:
+        ModelError: functions call each other in a circle, or their bodies multiply beyond any real network.
+    """
+    if not model.functions:
+        return model
+    functions = {_function_key(function): function for function in model.functions}
+    if len(functions) < len(model.functions):
+        raise ModelError("the model defines a function twice")
+    size = _expanded_size(model.graph.node, functions, {}, [])
+    if size > MAX_NODES:
+        raise ModelError(f"the model's own functions expand to {size} nodes; at most {MAX_NODES} are supported")
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except Exception as error:  # the C++ side raises RuntimeError, ValueError, ...
+        raise ModelError(
+            f"the model's own functions cannot be expanded: {' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def _expanded_size(
+    nodes: Iterable[NodeProto], functions: dict[_Key, FunctionProto], known: dict[_Key, int], calling: list[_Key]
+) -> int:
+    """Nodes after inlining. Counted before it is done, because ten small functions can make a billion nodes."""
+    size = 0
+    for node in nodes:
+        size += 1
+        for graph in subgraphs(node):
+            size += _expanded_size(graph.node, functions, known, calling)
+        key = (node.domain, node.op_type, node.overload)
+        if key not in functions:
+            continue
+        if key in calling or len(calling) > 100:
+            raise ModelError(f"the model's own functions call each other in a circle at {key[0]}.{key[1]}")
+        if key not in known:
+            known[key] = _expanded_size(functions[key].node, functions, known, [*calling, key])
+        size += known[key]
+    return size
+
+
+def _function_key(function: FunctionProto) -> _Key:
+    return function.domain, function.name, function.overload

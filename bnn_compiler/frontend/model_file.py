@@ -1,0 +1,176 @@
+"""From a path, bytes or a proto to a ``ModelProto`` that holds all its data.
+
+Nothing is trusted: sizes are compared with the data that is really there before anything is allocated, and no
+exception of protobuf or of the operating system leaves this module.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from onnx import GraphProto, TensorProto
+
+from bnn_compiler.errors import ModelError
+
+from .external_data import read_external_data
+from .onnx_graph import TENSOR_DTYPES, dtype_name, item_size, subgraphs
+
+PROTOBUF_LIMIT = 2**31 - 1
+"""Largest serialised message; ONNX's checker and shape inference pass the model through one."""
+
+MAX_SUBGRAPH_DEPTH = 16
+"""Real models nest one or two levels; unbounded nesting overflows the stack of recursive C++ passes."""
+
+_TYPED_FIELDS: dict[int, str] = {
+    TensorProto.FLOAT: "float_data",
+    TensorProto.DOUBLE: "double_data",
+    TensorProto.INT64: "int64_data",
+    TensorProto.UINT32: "uint64_data",
+    TensorProto.UINT64: "uint64_data",
+}
+
+Source = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+
+def source_name(source: Source) -> str:
+    """What messages call the model: the file's name, or the graph's, or ``model``."""
+    if isinstance(source, str | os.PathLike):
+        return Path(source).name or str(source)
+    if isinstance(source, onnx.ModelProto) and source.graph.name:
+        return source.graph.name
+    return "model"
+
+
+def load_model(source: Source) -> onnx.ModelProto:
+    """A private copy of the model, with external data read in and every tensor's size proved.
+
+    Raises:
+        ModelError: unreadable, not an ONNX model, larger than 2 GiB, or a tensor's data does not fit its shape.
+    """
+    directory: Path | None = None
+    if isinstance(source, onnx.ModelProto):
+        model = _copy(source)
+    elif isinstance(source, bytes):
+        model = _parse(source)
+    else:
+        path = Path(source)
+        directory = path.parent
+        model = _parse(_read(path))
+    if not model.HasField("graph"):
+        raise ModelError("not an ONNX model: it holds no graph")
+    _check_nesting(model)
+    for tensor in _tensors(model):
+        _complete_tensor(tensor, directory)
+    if model.ByteSize() > PROTOBUF_LIMIT:
+        raise ModelError("the model with its weights is larger than 2 GiB, which is not supported")
+    return model
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise ModelError("is a directory, not an ONNX file")
+        if not path.is_file():
+            raise ModelError("no such file" if not path.exists() else "not a regular file")
+        if path.stat().st_size > PROTOBUF_LIMIT:
+            raise ModelError(
+                "the file is larger than 2 GiB, the limit of the ONNX format (keep weights as external data)"
+            )
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ModelError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not data:
+        raise ModelError("the file is empty")
+    return data
+
+
+def _parse(data: bytes) -> onnx.ModelProto:
+    if not data:
+        raise ModelError("the model is empty (0 bytes)")
+    if len(data) > PROTOBUF_LIMIT:
+        raise ModelError("the model is larger than 2 GiB, the limit of the ONNX format")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except (DecodeError, RuntimeError) as error:
+        raise ModelError("not an ONNX model, or damaged: its protobuf message cannot be decoded") from error
+    return model
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy through bytes: protobuf's own limits on size and nesting then hold for models in memory too."""
+    try:
+        return _parse(model.SerializeToString())
+    except (EncodeError, ValueError) as error:
+        raise ModelError(f"the model in memory cannot be serialised: {error}") from error
+
+
+def _check_nesting(model: onnx.ModelProto) -> None:
+    level: list[GraphProto] = [model.graph]
+    level.extend(GraphProto(node=function.node) for function in model.functions)
+    for _ in range(MAX_SUBGRAPH_DEPTH + 1):
+        level = [inner for graph in level for node in graph.node for inner in subgraphs(node)]
+        if not level:
+            return
+    raise ModelError(f"graphs are nested deeper than {MAX_SUBGRAPH_DEPTH} levels")
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """All dense tensors of the model: initialisers, attributes, halves of sparse ones; subgraphs and functions too."""
+    graphs = [model.graph]
+    nodes = [node for function in model.functions for node in function.node]
+    while graphs or nodes:
+        if graphs:
+            graph = graphs.pop()
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+            nodes.extend(graph.node)
+        while nodes:
+            node = nodes.pop()
+            graphs.extend(subgraphs(node))
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                    if sparse.HasField("values"):
+                        yield from (sparse.values, sparse.indices)
+
+
+def _complete_tensor(tensor: TensorProto, directory: Path | None) -> None:
+    """Read external data in, and prove that the data has exactly the size that shape and type ask for."""
+    name = repr(tensor.name) if tensor.name else "without a name"
+    if any(dim < 0 for dim in tensor.dims):
+        raise ModelError(f"tensor {name} has the negative dimension {min(tensor.dims)}")
+    if tensor.data_type not in TENSOR_DTYPES:
+        raise ModelError(
+            f"tensor {name} has the element type {dtype_name(tensor.data_type)}, which is not supported "
+            f"(supported: {', '.join(sorted(TENSOR_DTYPES.values()))})"
+        )
+    if tensor.HasField("segment"):
+        raise ModelError(f"tensor {name} is stored in segments, which is not supported")
+    elements = math.prod(tensor.dims)
+    expected = elements * item_size(tensor.data_type)
+    if tensor.data_location == TensorProto.EXTERNAL:
+        if expected > PROTOBUF_LIMIT:
+            raise ModelError(f"tensor {name} of shape {list(tensor.dims)} is larger than 2 GiB, which is not supported")
+        data = read_external_data(tensor, directory, expected)
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+        tensor.raw_data = data
+    if tensor.HasField("raw_data"):
+        found, wanted, unit = len(tensor.raw_data), expected, "bytes"
+    else:
+        found, wanted = len(getattr(tensor, _TYPED_FIELDS.get(tensor.data_type, "int32_data"))), elements
+        unit = "elements"
+    if found != wanted:
+        raise ModelError(
+            f"tensor {name} of shape {list(tensor.dims)} and type {dtype_name(tensor.data_type)} needs {wanted} "
+            f"{unit}, but the model holds {found}"
+        )

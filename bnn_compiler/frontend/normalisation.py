@@ -1,0 +1,76 @@
+"""One spelling for what ONNX can say in several ways; the result is still ONNX, and still runs in ONNX Runtime.
+
+In order:
+
+1. initialisers that are also listed as inputs are constants (before IR version 4 all of them had to be listed);
+2. sparse initialisers become dense;
+3. every input dimension becomes a number (:mod:`bnn_compiler.frontend.input_shapes`);
+4. to a fixed point: shapes are inferred, constants folded (:mod:`bnn_compiler.frontend.constant_folding`), branches
+   with a known condition taken; then each branch that is left becomes a ``Where`` over both sides;
+5. ``auto_pad`` becomes explicit pads;
+6. ``Identity`` and ``Dropout`` go, where no name of the graph's border depends on them;
+7. all nodes have unique names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+
+from bnn_compiler.errors import ModelError
+
+from .branches import inline_known_branches, select_branches
+from .constant_folding import dense_initializers, fold_constants
+from .explicit_padding import make_padding_explicit
+from .input_shapes import fix_input_shapes
+from .memory_estimate import check_memory
+from .node_order import name_nodes
+from .pass_through import remove_pass_through
+from .shape_inference import infer_shapes, require_static_shapes
+
+MAX_ROUNDS = 64
+"""Of folding and inference; each removes a node, and real models settle in two or three."""
+
+
+def normalise(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> tuple[onnx.ModelProto, list[str]]:
+    """The normalised model (``model`` itself is used up) and notes for the user.
+
+    Raises:
+        UsageError: ``input_shapes`` does not fit the model, or leaves a dimension open.
+        UnsupportedOperatorError: a shape is not known before run time, or branches differ in shape.
+        ModelError: shapes contradict each other, or the tensors do not fit into memory.
+    """
+    _drop_listed_initializers(model)  # 1
+    dense_initializers(model)  # 2
+    notes = fix_input_shapes(model, input_shapes)  # 3
+    name_nodes(model)  # branches are named after their If
+    model = _settle(model)
+    while select_branches(model):  # a branch may hold another
+        model = _settle(model)
+    require_static_shapes(model)
+    make_padding_explicit(model)  # 5
+    remove_pass_through(model)  # 6
+    name_nodes(model)  # 7
+    return model, notes
+
+
+def _settle(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Step 4 without the branches whose condition is not known."""
+    for _ in range(MAX_ROUNDS):
+        model = infer_shapes(model)
+        check_memory(model)
+        if not fold_constants(model) and not inline_known_branches(model):
+            return model
+    raise ModelError(f"constants do not settle after {MAX_ROUNDS} rounds of folding")
+
+
+def _drop_listed_initializers(model: onnx.ModelProto) -> None:
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    initializers |= {sparse.values.name for sparse in model.graph.sparse_initializer}
+    inputs = [info for info in model.graph.input if info.name not in initializers]
+    if not inputs:
+        raise ModelError("the model has no inputs: all of its results are constants")
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    model.ir_version = max(model.ir_version, 4)

@@ -1,0 +1,80 @@
+"""Which operators can be converted to Relax, and how an unsupported one is refused."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import onnx
+from onnx import GraphProto, NodeProto
+from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map
+
+from bnn_compiler.errors import ModelError, UnsupportedOperatorError
+
+from .onnx_graph import ONNX_DOMAINS, attribute_value, describe_node, subgraphs
+
+_NO_TENSOR = frozenset(
+    {
+        "Optional",
+        "OptionalHasElement",
+        "OptionalGetElement",
+        "SequenceConstruct",
+        "SequenceEmpty",
+        "SequenceErase",
+        "SequenceInsert",
+        "SequenceLength",
+        "SequenceAt",
+        "ConcatFromSequence",
+        "SplitToSequence",
+    }
+)
+"""TVM converts these, but their values are no dense tensors, which everything behind the front end expects."""
+
+_RESOLVED_HERE = frozenset({"Constant", "If"})
+"""Gone after normalisation."""
+
+
+@cache
+def supported_operators() -> frozenset[str]:
+    """Operators of the standard domain that can be converted."""
+    return (frozenset(_get_convert_map()) - _NO_TENSOR) | _RESOLVED_HERE
+
+
+def check_operators(model: onnx.ModelProto) -> None:
+    """Look at every node, those of subgraphs too.
+
+    Raises:
+        UnsupportedOperatorError: an operator cannot be converted; the message names it, its domain and its node, and
+            says how many others there are.
+        ModelError: a node without an operator.
+    """
+    refused = [node for node in _all_nodes(model.graph) if not _is_supported(node)]
+    if not refused:
+        return
+    first = refused[0]
+    if not first.op_type:
+        raise ModelError(f"{describe_node(first)} names no operator")
+    kinds = {(node.domain, node.op_type) for node in refused}
+    others = f" ({len(refused)} nodes of {len(kinds)} such operators in all)" if len(refused) > 1 else ""
+    if first.domain not in ONNX_DOMAINS:
+        raise UnsupportedOperatorError(
+            f"{describe_node(first)}: operators of the domain {first.domain!r} are not supported{others}"
+        )
+    training = " in training mode" if first.op_type in supported_operators() else ""
+    raise UnsupportedOperatorError(
+        f"{describe_node(first)}: the operator {first.op_type}{training} is not supported{others}"
+    )
+
+
+def _is_supported(node: NodeProto) -> bool:
+    if node.domain not in ONNX_DOMAINS or node.op_type not in supported_operators():
+        return False
+    return not (node.op_type == "BatchNormalization" and attribute_value(node, "training_mode", 0))
+
+
+def _all_nodes(graph: GraphProto) -> list[NodeProto]:
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        nodes.append(node)
+        for inner in subgraphs(node):
+            nodes.extend(_all_nodes(inner))
+    return nodes
