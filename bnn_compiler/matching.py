@@ -179,11 +179,13 @@ def _dense(call: Call, data: relax.Expr, weights: Array, plan: Binarizer, *, lef
         if packed is None:
             return NotBinary("unsupported_form", "the activation of a matrix product is padded or has a threshold per row")
         plan, threshold, prefix = packed, packed.threshold, ()
+    suffix: tuple[Move, ...]
     if left_weight:
-        if len(shape) != 2:
-            return NotBinary("unsupported_form", "constant matrix times a batch of matrices")
-        rows, features = shape[1], shape[0]
-        prefix, suffix = (*prefix, ("permute", (1, 0))), (("permute", (1, 0)),)
+        # w·a = (aᵀ·wᵀ)ᵀ over the last two axes.
+        swap = (*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
+        rows, features = math.prod(shape[:-2]) * shape[-1], shape[-2]
+        prefix = (*prefix, ("permute", swap), ("reshape", (rows, features)))
+        suffix = (("reshape", tuple(out[axis] for axis in swap)), ("permute", swap))
         matrix = np.ascontiguousarray(weights.T)
     else:
         features = shape[-1]

@@ -1,0 +1,56 @@
+"""The order of the passes. This list is the architecture: each phase is one paragraph of docs/architecture.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tvm
+
+from bnn_compiler.options import Algorithm, SignZero
+from bnn_compiler.passes import FoldBatchNorm, LowerBinaryOps, PartitionBinaryOps, float_pipeline
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A few passes with one purpose; ``--dump-dir`` writes the module after each phase."""
+
+    name: str
+    passes: tuple[tvm.transform.Pass, ...]
+
+
+def phases(*, algorithm: Algorithm = "auto", sign_zero: SignZero = "plus") -> tuple[Phase, ...]:
+    """The phases between the front end and code generation; they want a target in scope (``with target:``)."""
+    return (
+        # Batch-norm becomes multiply-add, so that later phases see one spelling of a per-channel affine map.
+        Phase("normalise", (FoldBatchNorm(),)),
+        # Binary layers become composites that still carry their float semantics; all others get a reason.
+        Phase("partition", (PartitionBinaryOps(algorithm=algorithm, sign_zero=sign_zero),)),
+        # Composites become calls of pack and popcount kernels, each also callable alone for verification.
+        Phase("lower", (LowerBinaryOps(),)),
+        # The float rest gets register-tiled kernels, fused element-wise operators and schedules.
+        Phase("float", tuple(float_pipeline())),
+    )
+
+
+def run_phases(
+    module: tvm.IRModule, todo: tuple[Phase, ...], *, dump_dir: Path | None = None, progress: Progress | None = None
+) -> tvm.IRModule:
+    """Apply ``todo`` in order, writing ``NN-name.py`` (TVMScript) into ``dump_dir`` after each phase."""
+    if dump_dir is not None:
+        dump_dir.mkdir(parents=True, exist_ok=True)
+        _dump(module, dump_dir / "00-import.py")
+    for number, phase in enumerate(todo, start=1):
+        if progress is not None:
+            progress(phase.name, (number - 1) / len(todo))
+        module = tvm.transform.Sequential(list(phase.passes))(module)
+        if dump_dir is not None:
+            _dump(module, dump_dir / f"{number:02d}-{phase.name}.py")
+    return module
+
+
+def _dump(module: tvm.IRModule, path: Path) -> None:
+    path.write_text(module.script(show_meta=False) + "\n", encoding="utf-8")

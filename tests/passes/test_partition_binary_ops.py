@@ -1,0 +1,116 @@
+"""What is found binary in the small graphs, and the reason where something is not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bnn_compiler.frontend import import_onnx
+from bnn_compiler.layers import binary_composites, read_composite
+from bnn_compiler.passes import FoldBatchNorm, PartitionBinaryOps
+from tests.conftest import ModelFinder
+
+# graph: (binary, binary_weight, float) layers and the reasons of those that are not binary
+EXPECTED: dict[str, tuple[tuple[int, int, int], list[str]]] = {
+    "base_sign_conv": ((1, 0, 0), []),
+    "one_zero_weight": ((0, 0, 1), ["weights_contain_zero"]),
+    "ternary_weights": ((0, 0, 1), ["weights_contain_zero"]),
+    "one_zero_channel": ((0, 0, 1), ["weights_contain_zero"]),
+    "one_ulp_off": ((1, 0, 0), []),
+    "negative_zero_weight": ((0, 0, 1), ["weights_contain_zero"]),
+    "float_act": ((0, 1, 0), ["activations_float"]),
+    "relu_act": ((0, 1, 0), ["activations_float"]),
+    "alpha_per_channel": ((1, 0, 0), []),
+    "alpha_per_input_channel": ((0, 0, 1), ["weights_scaled_per_input"]),
+    "alpha_negative": ((1, 0, 0), []),
+    "all_plus_one": ((0, 0, 1), ["weights_constant"]),
+    "affine01_act": ((0, 1, 0), ["activations_not_symmetric"]),
+    "weights01": ((0, 0, 1), ["weights_contain_zero"]),
+    # The second layer reads the sign of an integer convolution that does reach 0 (74 times in its own test vector):
+    # its activations are three-valued, and are kept so.
+    "shared_weight": ((1, 1, 0), ["activations_not_two_valued"]),
+    "shared_weight_bin_and_float": ((1, 1, 0), ["activations_float"]),
+    "grouped4": ((1, 0, 0), []),
+    "depthwise": ((1, 0, 0), []),
+    "dilation2": ((1, 0, 0), []),
+    "asym_pads": ((1, 0, 0), []),
+    "k1_s2": ((1, 0, 0), []),
+    "k1x7": ((1, 0, 0), []),
+    "k2_even": ((1, 0, 0), []),
+    "auto_pad_same_upper": ((1, 0, 0), []),
+    "auto_pad_same_lower": ((1, 0, 0), []),
+    "cin1": ((1, 0, 0), []),
+    "cout1": ((1, 0, 0), []),
+    "cin65_cout7": ((1, 0, 0), []),
+    "k_full": ((1, 0, 0), []),
+    "sign_of_zero": ((0, 1, 0), ["activations_not_symmetric"]),
+    "where_of_zero": ((1, 0, 0), []),
+    "relu_sub_sign": ((1, 0, 0), []),
+    "bias": ((1, 0, 0), []),
+    "pad_minus1": ((1, 0, 0), []),
+    "pad_half": ((0, 1, 0), ["activations_not_two_valued"]),
+    "pad_before_sign": ((1, 0, 0), []),
+    "pad_conv_and_op": ((1, 0, 0), []),
+    "conv1d": ((1, 0, 0), []),
+    "bn_sign_opset17": ((2, 0, 0), []),
+    "bn_gamma_zero": ((2, 0, 0), []),
+    "int_threshold_tie": ((2, 0, 0), []),
+    "int_threshold_tie_gt": ((2, 0, 0), []),
+    "flipped_where": ((1, 0, 0), []),
+    "where_scaled": ((1, 0, 0), []),
+    "where_asym": ((0, 1, 0), ["padding_not_in_alphabet"]),
+    "sign_plus_eps": ((0, 1, 0), ["activations_not_two_valued"]),
+    "sign_identity_transpose": ((1, 0, 0), []),
+    "two_outputs": ((1, 0, 0), []),
+    "sign_to_float_op": ((1, 0, 0), []),
+    "maxpool_of_sign": ((1, 0, 0), []),
+    "concat_signs": ((1, 0, 0), []),
+    "concat_sign_float": ((0, 1, 0), ["activations_float"]),
+    "add_signs": ((0, 1, 0), ["activations_not_two_valued"]),
+    "gemm_transB": ((1, 0, 0), []),
+    "gemm_noT": ((1, 0, 0), []),
+    "matmul_weight_left": ((1, 0, 0), []),
+    "matmul_alpha_col": ((1, 0, 0), []),
+    "matmul_alpha_row": ((0, 0, 1), ["weights_scaled_per_input"]),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_small_graph(name: str, small_model: ModelFinder) -> None:
+    counts, reasons = EXPECTED[name]
+    module = FoldBatchNorm()(import_onnx(small_model(name)).module)
+    partitioned = PartitionBinaryOps()(module)
+    layers = json.loads(str(partitioned.attrs["bnnc.layers"]))
+    found = tuple(sum(layer["status"] == status for layer in layers) for status in ("binary", "binary_weight", "float"))
+    assert found == counts, layers
+    assert [layer["reason"] for layer in layers if layer["reason"]] == reasons
+    lowered = [layer for layer in layers if layer["algorithm"] == "popcount"]
+    specs = [read_composite(function) for function in binary_composites(partitioned).values()]
+    assert len(specs) == len(lowered)
+    assert sorted(spec.macs for spec in specs) == sorted(layer["macs"] for layer in lowered)
+
+
+def test_float_algorithm_only_reports(small_model: ModelFinder) -> None:
+    module = PartitionBinaryOps(algorithm="float")(import_onnx(small_model("base_sign_conv")).module)
+    (layer,) = json.loads(str(module.attrs["bnnc.layers"]))
+    assert (layer["status"], layer["algorithm"], layer["reason"]) == ("binary", "float", "algorithm_forced")
+    assert not binary_composites(module)
+
+
+@pytest.mark.parametrize("mode", ["plus", "exact"])
+def test_sign_of_zero_of_a_general_float(mode: str, small_model: ModelFinder) -> None:
+    module = PartitionBinaryOps(sign_zero=mode)(import_onnx(small_model("base_sign_conv")).module)  # type: ignore[arg-type]
+    (layer,) = json.loads(str(module.attrs["bnnc.layers"]))
+    (spec,) = (read_composite(function) for function in binary_composites(module).values())
+    if mode == "plus":
+        assert (layer["status"], spec.predicate) == ("binary", "ge")
+        assert "sign(0)" in layer["detail"]
+    else:
+        assert (layer["status"], spec.predicate) == ("binary_weight", "ternary")
+
+
+def test_partition_twice_changes_nothing(small_model: ModelFinder) -> None:
+    once = PartitionBinaryOps()(import_onnx(small_model("bn_sign_opset17")).module)
+    twice = PartitionBinaryOps()(once)
+    assert {str(variable) for variable in once.functions} == {str(variable) for variable in twice.functions}
