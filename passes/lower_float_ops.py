@@ -1,0 +1,144 @@
+"""Float convolutions and matrix products become calls of scheduled kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+
+from bnn_compiler.constants import ConstantEvaluator, dtype_of, op_name, static_shape
+from bnn_compiler.schedules.float_conv import conv_kernel, pack_conv_weight, plan_conv
+from bnn_compiler.schedules.float_gemm import gemm_kernel, pack_gemm_weight, plan_gemm
+from bnn_compiler.schedules.float_vector import FloatVector, float_vector
+from bnn_compiler.schedules.geometry import ConvGeometry
+from bnn_compiler.schedules.isa import detect_isa
+
+_LAYOUTS = {"relax.nn.conv1d": ("NCW", "OIW"), "relax.nn.conv2d": ("NCHW", "OIHW")}
+
+
+@tvm.transform.module_pass(opt_level=0, name="LowerFloatOps")
+class LowerFloatOps:
+    """Rewrite float operators that this project has kernels for as ``call_tir``; leave all others alone.
+
+    1. Operands and result are float32 tensors of static shape.
+    2. ``nn.conv1d`` and ``nn.conv2d`` in NC(H)W with a constant OI(H)W weight, any stride, dilation, padding and groups;
+       the weight is re-packed here.
+    3. ``matmul`` of matrices, or of any stack of rows with a constant matrix (re-packed here).
+
+    The kernels' pattern lets ``relax.transform.FuseOps`` append elementwise operators, which ``ScheduleFloatKernels``
+    then merges into the kernels' store.
+    """
+
+    def __init__(self, target: tvm.target.Target) -> None:
+        self.vector = float_vector(detect_isa(target))
+
+    def transform_module(self, module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        """Apply to every Relax function of ``module``."""
+        lowerer = _Lowerer(module, self.vector)
+        for variable, function in module.functions_items():
+            if isinstance(function, relax.Function) and isinstance(function.body, relax.SeqExpr):
+                lowerer.lower(variable, function)
+        return relax.transform.DeadCodeElimination()(lowerer.builder_.get())
+
+
+@relax.expr_functor.mutator
+class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
+    """Kernels are shared by every call of the same plan; packed weights by every call of the same weight and plan."""
+
+    def __init__(self, module: tvm.IRModule, vector: FloatVector) -> None:
+        super().__init__(module)
+        self._vector = vector
+        self._constants = ConstantEvaluator({})
+        self._rules: dict[str, Callable[[relax.Call], relax.Expr | None]] = {
+            "relax.nn.conv1d": self._convolution,
+            "relax.nn.conv2d": self._convolution,
+            "relax.matmul": self._matmul,
+        }
+        self._kernels: dict[Any, tvm.ir.GlobalVar] = {}
+
+    def lower(self, variable: tvm.ir.GlobalVar, function: relax.Function) -> None:
+        """Replace ``function`` in the builder's module by its lowered form."""
+        self._constants = ConstantEvaluator({b.var: b.value for block in function.body.blocks for b in block.bindings})
+        self.builder_.update_func(variable, self.visit_expr(function))
+
+    def visit_call_(self, call: relax.Call) -> relax.Expr:
+        """Lower ``call`` where a rule applies."""
+        rule = self._rules.get(op_name(call))
+        lowered = rule(call) if rule is not None and _is_static_float(call) else None
+        return super().visit_call_(call) if lowered is None else lowered
+
+    def _convolution(self, call: relax.Call) -> relax.Expr | None:
+        attrs = call.attrs
+        layouts = _LAYOUTS[op_name(call)]
+        weight = self._constants.value(call.args[1])
+        found = (str(attrs.data_layout), str(attrs.kernel_layout))
+        if weight is None or found != layouts or str(attrs.out_layout) != layouts[0]:
+            return None
+        shape, out_shape = static_shape(call.args[0]), static_shape(call)
+        assert shape is not None and out_shape is not None
+        rank = len(shape) - 2
+        geometry = _geometry(shape, weight.shape, attrs)
+        if weight.size == 0 or 0 in out_shape:
+            return None
+        plan = plan_conv(geometry, self._vector)
+        name = f"float_conv{rank}d"
+        kernel = self._kernel((plan, rank), name, lambda: conv_kernel(plan, rank))
+        packed = relax.const(pack_conv_weight(plan, weight))
+        return relax.call_tir(kernel, [self.visit_expr(call.args[0]), packed], out_ty=_tensor(out_shape))
+
+    def _matmul(self, call: relax.Call) -> relax.Expr | None:
+        left, right = (static_shape(arg) for arg in call.args)
+        assert left is not None and right is not None
+        if len(left) < 2 or len(right) != 2 or 0 in left or 0 in right:
+            return None
+        weight = self._constants.value(call.args[1])
+        rows, depth, columns = int(np.prod(left[:-1])), left[-1], right[1]
+        plan = plan_gemm(rows, columns, depth, self._vector, weight_is_packed=weight is not None)
+        kernel = self._kernel(plan, "float_gemm", lambda: gemm_kernel(plan))
+        x = self.visit_expr(call.args[0])
+        if len(left) > 2:
+            x = self.builder_.emit(relax.op.reshape(x, (rows, depth)))
+        w = self.visit_expr(call.args[1]) if weight is None else relax.const(pack_gemm_weight(plan, weight))
+        product = relax.call_tir(kernel, [x, w], out_ty=_tensor((rows, columns)))
+        if len(left) == 2:
+            return product
+        return relax.op.reshape(self.builder_.emit(product), (*left[:-1], columns))
+
+    def _kernel(self, key: Any, name: str, build: Callable[[], tirx.PrimFunc]) -> tvm.ir.GlobalVar:
+        if key not in self._kernels:
+            self._kernels[key] = self.builder_.add_func(build(), name)
+        return self._kernels[key]
+
+
+def _is_static_float(call: relax.Call) -> bool:
+    return all(dtype_of(e) == "float32" and static_shape(e) is not None for e in (*call.args, call))
+
+
+def _tensor(shape: tuple[int, ...]) -> relax.TensorType:
+    return relax.TensorType(shape, "float32")
+
+
+def _geometry(shape: tuple[int, ...], weight_shape: tuple[int, ...], attrs: Any) -> ConvGeometry:
+    """Geometry of a 1-D (as one row) or 2-D convolution."""
+    rank = len(shape) - 2
+    pads = [int(pad) for pad in attrs.padding]
+    height = (shape[2],) if rank == 2 else (1,)
+    kernel, strides, dilations = (
+        tuple(int(value) for value in values) if rank == 2 else (1, int(values[0]))
+        for values in (weight_shape[2:], attrs.strides, attrs.dilation)
+    )
+    return ConvGeometry(
+        batch=shape[0],
+        in_channels=shape[1],
+        height=height[0],
+        width=shape[-1],
+        out_channels=weight_shape[0],
+        kernel=kernel,  # type: ignore[arg-type]
+        strides=strides,  # type: ignore[arg-type]
+        pads=(pads[0], pads[1], pads[2], pads[3]) if rank == 2 else (0, pads[0], 0, pads[1]),
+        dilations=dilations,  # type: ignore[arg-type]
+        groups=int(attrs.groups),
+    )

@@ -1,0 +1,119 @@
+"""The register tile under every float convolution and matrix product.
+
+A tile holds ``rows`` x ``vectors`` accumulators in registers and walks the reduction: each step loads ``vectors`` vectors
+of one operand and ``rows`` scalars of the other, broadcast. Everything is emitted unrolled, so LLVM promotes the
+accumulator buffer to registers; what stays a loop is only the reduction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from .float_vector import FloatVector
+
+Expr = Any
+
+DTYPE = "float32"
+# The sblock through which a kernel writes its result: the scheduling pass inlines elementwise consumers into it.
+EPILOGUE_ATTR = "bnnc.epilogue"
+
+
+def index(value: int) -> Expr:
+    """An int64 constant: Relax shapes are int64, and fusion demands the same type everywhere."""
+    return tirx.const(value, "int64")
+
+
+def serial(extent: int) -> AbstractContextManager[Expr]:
+    """A serial loop with an int64 variable."""
+    return T.serial(index(0), index(extent))  # type: ignore[no-any-return]
+
+
+def axis(extent: int, binding: Expr) -> Expr:
+    """A spatial block axis."""
+    return T.axis.spatial(index(extent), binding)
+
+
+def parameter(name: str, shape: Sequence[int]) -> Expr:
+    """Declare the next float32 buffer parameter of the function under construction."""
+    shape_exprs = [index(extent) for extent in shape]
+    return T.arg(name, T.buffer(shape_exprs, DTYPE, layout=None))
+
+
+def scratch(name: str, shape: Sequence[int]) -> Expr:
+    """Allocate a float32 buffer in the innermost sblock."""
+    buffer = T.sblock_alloc_buffer([index(extent) for extent in shape], DTYPE, layout=None)
+    IRBuilder.name(name, buffer)
+    return buffer
+
+
+def region(*bounds: tuple[Expr, int]) -> tuple[slice, ...]:
+    """Slices ``start : start + extent`` for ``T.reads`` and ``T.writes``."""
+    return tuple(slice(start, start + extent) for start, extent in bounds)
+
+
+def whole(buffer: Expr) -> tuple[slice, ...]:
+    """The full region of a buffer, for ``T.reads`` and ``T.writes``."""
+    return tuple(slice(index(0), extent) for extent in buffer.shape)
+
+
+def ramp(start: Expr, lanes: int) -> Expr:
+    """Indices of ``lanes`` consecutive elements."""
+    return tirx.Ramp(start, index(1), lanes)
+
+
+@dataclass(frozen=True)
+class TileShape:
+    """Accumulators of a register tile: ``rows`` broadcast operands times ``vectors`` vector operands."""
+
+    rows: int
+    vectors: int
+
+    def cycles_per_step(self) -> float:
+        """Model of one reduction step: two multiply-adds and two loads a cycle, four cycles of latency."""
+        return max(self.rows * self.vectors / 2, (self.rows + self.vectors) / 2, 4.0)
+
+
+def tile_shapes(vector: FloatVector, max_rows: int) -> list[TileShape]:
+    """Tile shapes that fit the register file: accumulators, one step's vectors, a broadcast and a product."""
+    shapes = []
+    for vectors in range(1, 9):
+        rows = min(max_rows, (vector.registers - 2 - vectors) // vectors)
+        shapes += [TileShape(r, vectors) for r in range(1, rows + 1)]
+    return shapes
+
+
+def register_tile(
+    shape: TileShape,
+    lanes: int,
+    depth: int,
+    load_scalar: Callable[[Expr, int], Expr],
+    load_vector: Callable[[Expr, int], Expr],
+    store: Callable[[int, int, Expr], None],
+) -> None:
+    """Emit ``store(r, v, sum_k load_scalar(k, r) * load_vector(k, v))`` for every accumulator of the tile."""
+    vector_dtype = f"{DTYPE}x{lanes}"
+    accumulators = T.alloc_buffer([index(shape.rows * shape.vectors * lanes)], DTYPE, scope="local", layout=None)
+    IRBuilder.name("accumulators", accumulators)
+
+    def at(row: int, vector: int) -> Expr:
+        return index((row * shape.vectors + vector) * lanes)
+
+    cells = [(row, vector) for row in range(shape.rows) for vector in range(shape.vectors)]
+    for row, vector in cells:
+        zero = tirx.Broadcast(tirx.const(0, DTYPE), lanes)
+        T.buffer_store(accumulators, zero, [ramp(at(row, vector), lanes)])
+    with serial(depth) as k:
+        vectors = [T.Bind(load_vector(k, vector)) for vector in range(shape.vectors)]
+        scalars = [T.Bind(tirx.Broadcast(load_scalar(k, row), lanes)) for row in range(shape.rows)]
+        for row, vector in cells:
+            total = accumulators.vload([at(row, vector)], vector_dtype) + scalars[row] * vectors[vector]
+            T.buffer_store(accumulators, total, [ramp(at(row, vector), lanes)])
+    for row, vector in cells:
+        store(row, vector, accumulators.vload([at(row, vector)], vector_dtype))
