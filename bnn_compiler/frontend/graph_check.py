@@ -5,6 +5,7 @@
 3. Every operator can be converted (:mod:`bnn_compiler.frontend.operator_support` says which).
 4. Nodes can be ordered: every tensor has one source, and there is no cycle.
 5. ONNX's own checker agrees: attributes, operand counts, names.
+6. No required operand of a node is left empty: converters would dereference it.
 
 Shapes come later, once those of the inputs are known.
 """
@@ -12,12 +13,12 @@ Shapes come later, once those of the inputs are known.
 from __future__ import annotations
 
 import onnx
-from onnx import ValueInfoProto
+from onnx import NodeProto, ValueInfoProto
 
 from bnn_compiler.errors import ModelError, UnsupportedOperatorError
 
 from .node_order import sort_nodes
-from .onnx_graph import ONNX_DOMAINS, TENSOR_DTYPES, dtype_name
+from .onnx_graph import ONNX_DOMAINS, TENSOR_DTYPES, all_nodes, describe_node, dtype_name
 from .operator_support import check_operators
 
 OLDEST_OPSET = 7
@@ -52,7 +53,7 @@ def standard_opset(model: onnx.ModelProto) -> int:
 
 
 def check_graph(model: onnx.ModelProto) -> bool:
-    """Conditions 2 to 5; sorts the nodes in place, and says whether that moved any.
+    """Conditions 2 to 6; sorts the nodes in place, and says whether that moved any.
 
     Raises:
         ModelError: a condition does not hold.
@@ -75,7 +76,18 @@ def check_graph(model: onnx.ModelProto) -> bool:
         onnx.checker.check_model(model)
     except Exception as error:  # ValidationError, but also RuntimeError and ValueError from the C++ side
         raise ModelError(f"not a valid ONNX model: {checker_cause(error)}") from error
+    _check_required_inputs(all_nodes(graph), standard_opset(model))
     return moved
+
+
+def _check_required_inputs(nodes: list[NodeProto], opset: int) -> None:
+    """Condition 6. The checker counts the inputs, but lets an empty name stand for a required one."""
+    for node in nodes:
+        formal = onnx.defs.get_schema(node.op_type, opset, "").inputs
+        for index, name in enumerate(node.input):
+            option = formal[min(index, len(formal) - 1)].option
+            if not name and option != onnx.defs.OpSchema.FormalParameterOption.Optional:
+                raise ModelError(f"{describe_node(node)} lacks its input number {index + 1}")
 
 
 def _check_border(kind: str, infos: list[ValueInfoProto]) -> None:

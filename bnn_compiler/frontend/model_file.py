@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, EncodeError, Message  # type: ignore[import-untyped]
 from onnx import GraphProto, TensorProto
 
 from bnn_compiler.errors import ModelError
@@ -61,6 +61,7 @@ def load_model(source: Source) -> onnx.ModelProto:
         path = Path(source)
         directory = path.parent
         model = _parse(_read(path))
+    _check_texts(model)
     if not model.HasField("graph"):
         raise ModelError("not an ONNX model: it holds no graph")
     _check_nesting(model)
@@ -108,6 +109,19 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
         return _parse(model.SerializeToString())
     except (EncodeError, ValueError) as error:
         raise ModelError(f"the model in memory cannot be serialised: {error}") from error
+
+
+def _check_texts(message: Message) -> None:
+    """Every text is UTF-8. Protobuf gives other texts as ``bytes``, which no code behind this one expects."""
+    for field, value in message.ListFields():
+        repeated = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+        for item in value if repeated else (value,):
+            if isinstance(item, Message):
+                _check_texts(item)
+            elif field.type != field.TYPE_STRING:
+                break
+            elif isinstance(item, bytes):
+                raise ModelError(f"damaged: the field {field.full_name} holds {item[:20]!r}, which is not UTF-8")
 
 
 def _check_nesting(model: onnx.ModelProto) -> None:

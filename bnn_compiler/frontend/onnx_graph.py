@@ -54,6 +54,16 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
         yield from attribute.graphs
 
 
+def all_nodes(graph: GraphProto) -> list[NodeProto]:
+    """The nodes of a graph and of its subgraphs, outer ones first."""
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        nodes.append(node)
+        for inner in subgraphs(node):
+            nodes.extend(all_nodes(inner))
+    return nodes
+
+
 def names_read(node: NodeProto) -> set[str]:
     """Tensors of the enclosing graph that a node reads: its inputs, and what its subgraphs take from outside."""
     names = {name for name in node.input if name}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 
 import onnx
-from onnx import GraphProto, NodeProto
+from onnx import NodeProto
 from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map
 
 from bnn_compiler.errors import ModelError, UnsupportedOperatorError
 
-from .onnx_graph import ONNX_DOMAINS, attribute_value, describe_node, subgraphs
+from .onnx_graph import ONNX_DOMAINS, all_nodes, attribute_value, describe_node
 
 _NO_TENSOR = frozenset(
     {
@@ -47,7 +47,7 @@ def check_operators(model: onnx.ModelProto) -> None:
             says how many others there are.
         ModelError: a node without an operator.
     """
-    refused = [node for node in _all_nodes(model.graph) if not _is_supported(node)]
+    refused = [node for node in all_nodes(model.graph) if not _is_supported(node)]
     if not refused:
         return
     first = refused[0]
@@ -69,12 +69,3 @@ def _is_supported(node: NodeProto) -> bool:
     if node.domain not in ONNX_DOMAINS or node.op_type not in supported_operators():
         return False
     return not (node.op_type == "BatchNormalization" and attribute_value(node, "training_mode", 0))
-
-
-def _all_nodes(graph: GraphProto) -> list[NodeProto]:
-    nodes: list[NodeProto] = []
-    for node in graph.node:
-        nodes.append(node)
-        for inner in subgraphs(node):
-            nodes.extend(_all_nodes(inner))
-    return nodes

@@ -55,10 +55,10 @@ def import_graph(model: onnx.ModelProto, opset: int) -> tvm.IRModule:
         warnings.simplefilter("ignore")
         try:
             module = importer.from_onnx(model.graph, opset)
-        except ModelError:
-            raise
         except Exception as error:  # TVM raises many types here; none of them is ours, all mean the same
-            raise ModelError(f"TVM cannot assemble the graph: {_first_line(error)}") from error
+            raise ModelError(f"TVM cannot assemble the graph: {_telling_line(error)}") from error
+    if importer.failure is not None:
+        raise importer.failure
     inputs = {
         str(parameter.name): name for parameter, name in zip(module["main"].params, importer.input_names, strict=True)
     }
@@ -73,6 +73,7 @@ class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is un
         super().__init__(shape_dict={}, dtype_dict={})
         self._results: list[tuple[NodeProto, list[tuple[str, str]]]] = []
         self._graph_outputs: list[str] = []
+        self.failure: ModelError | None = None
 
     @property
     def input_names(self) -> list[str]:
@@ -111,24 +112,34 @@ class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is un
     def _construct_nodes(self, graph: GraphProto) -> None:
         self._graph_outputs = [output.name for output in graph.output]
         for node in graph.node:
-            inputs = _ConverterInputs(self._nodes[name] if name else None for name in node.input)
             try:
-                results = self._convert_node(node, inputs)
-            except ModelError:
-                raise
+                self._bind_results(node)
+            except ModelError as error:
+                self.failure = error
             except Exception as error:  # converters raise anything from KeyError to TVM's own errors
-                raise UnsupportedOperatorError(
-                    f"{describe_node(node)} has a form that cannot be compiled: {_first_line(error)}"
-                ) from error
-            variables: list[tuple[str, str]] = []
-            for tensor, expression in zip(node.output, results, strict=False):
-                if not tensor:
-                    continue
-                value = self._bind(expression)
-                self._nodes[tensor] = value
-                if isinstance(value, relax.Var):
-                    variables.append((str(value.name), tensor))
-            self._results.append((node, variables))
+                self.failure = UnsupportedOperatorError(
+                    f"{describe_node(node)} has a form that cannot be compiled: {_telling_line(error)}"
+                )
+                self.failure.__cause__ = error
+            if self.failure is not None:
+                # Raising here would destroy a block builder with open blocks, which TVM's C++ side complains about on
+                # standard error. So the function is closed as usual, and import_graph raises.
+                any_input = next(iter(self._inputs.values()))
+                self._nodes.update(dict.fromkeys(self._graph_outputs, any_input))
+                return
+
+    def _bind_results(self, node: NodeProto) -> None:
+        """Convert a node and bind each result that has a name."""
+        inputs = _ConverterInputs(self._nodes[name] if name else None for name in node.input)
+        variables: list[tuple[str, str]] = []
+        for tensor, expression in zip(node.output, self._convert_node(node, inputs), strict=False):
+            if not tensor:
+                continue
+            value = self._bind(expression)
+            self._nodes[tensor] = value
+            if isinstance(value, relax.Var):
+                variables.append((str(value.name), tensor))
+        self._results.append((node, variables))
 
     def _convert_node(self, node: NodeProto, inputs: _ConverterInputs) -> list[Any]:
         """The Relax expressions of a node's outputs."""
@@ -278,7 +289,7 @@ def _constant_array(expression: Any) -> npt.NDArray[Any] | None:
     return None
 
 
-def _first_line(error: BaseException) -> str:
+def _telling_line(error: BaseException) -> str:
     """The telling line of an error: TVM's texts end with it, after a backtrace."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__
