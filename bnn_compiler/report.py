@@ -7,10 +7,7 @@ describes it for readers; a test keeps that page and :data:`REASONS` the same.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 SCHEMA = 1
@@ -135,28 +132,6 @@ def make_report(
     }
 
 
-def to_json(value: Mapping[str, Any] | Report) -> str:
+def to_json(value: Mapping[str, Any]) -> str:
     """Serialise with the schema's key order, one trailing newline; the same report gives the same text."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` beside ``path``, sync, and rename over it, so that no partial file is ever seen.
-
-    Raises:
-        OSError: the directory cannot be written.
-    """
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes private files; a report is as readable as any file the user creates.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -1,0 +1,74 @@
+"""``bnnc bench``: latency beside ONNX Runtime fp32."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bnn_compiler.atomic_file import atomic_write, check_writable
+
+from .arguments import TargetCommand, shapes_by_name
+from .context import Context, pass_context, quiet_and_verbose
+from .options import compile_options, threads_option, verify_option
+from .tables import print_bench, summarise_layers
+
+
+@click.command("bench", cls=TargetCommand)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the measurements to this file, too.")
+@click.option(
+    "--rounds", type=click.IntRange(3, 1000), default=15, show_default=True, help="Measurements of each side."
+)
+@threads_option(1)
+@compile_options
+@verify_option
+@quiet_and_verbose
+@pass_context
+def bench_command(
+    context: Context,
+    /,
+    model: Path,
+    json_path: Path | None,
+    rounds: int,
+    threads: int,
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    **options: Any,
+) -> None:
+    """Compile MODEL for this machine and time it beside ONNX Runtime, whole and layer by layer."""
+    context.subject = str(model)
+    shapes = shapes_by_name(input_shapes)
+    if json_path is not None:
+        check_writable(json_path)
+    os.environ["TVM_NUM_THREADS"] = str(threads)
+
+    import bnn_compiler  # noqa: PLC0415
+    from bnn_compiler.bench import bench_layers, bench_network, bench_report  # noqa: PLC0415
+    from bnn_compiler.frontend import import_onnx  # noqa: PLC0415
+    from bnn_compiler.report import to_json  # noqa: PLC0415
+
+    with context.progress(f"measuring {model.name}") as progress:
+        compiled = bnn_compiler.compile_model(
+            model, input_shapes=shapes, progress=lambda stage, part: progress(stage, part / 2), **options
+        )
+        imported = import_onnx(model, input_shapes=shapes)
+        report = compiled.report
+        macs = sum(layer["macs"] for layer in report["layers"])
+        progress("whole network", 0.5)
+        network = bench_network(
+            compiled, imported.onnx_model, imported.inputs, macs=macs, threads=threads, rounds=rounds
+        )
+        layers = bench_layers(
+            compiled, imported.onnx_model, imported.inputs, report["layers"], threads=threads, rounds=rounds,
+            progress=lambda part: progress("layers", 0.55 + 0.45 * part),
+        )  # fmt: skip
+    result = bench_report(model.name, threads, rounds, report["versions"], network, layers)
+    if json_path is not None:
+        with atomic_write(json_path) as file:
+            file.write(to_json(result).encode())
+    if context.quiet:
+        return
+    context.say(f"{model.name}: {summarise_layers(report)}")
+    print_bench(context.streams, result)

@@ -1,0 +1,51 @@
+"""Options that several commands take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from .arguments import InputShape
+
+Command = Callable[..., Any]
+
+
+def compile_options(command: Command) -> Command:
+    """Add what decides how a model is compiled: target, input shapes, algorithm, the sign of zero."""
+    for option in (
+        click.option(
+            "--sign-zero", type=click.Choice(["plus", "exact"]), default="plus", show_default=True,
+            help="What Sign(0) of a float tensor is: +1, or ONNX's 0.",
+        ),
+        click.option(
+            "--algorithm", type=click.Choice(["auto", "popcount", "float"]), default="auto", show_default=True,
+            help="How binary layers are computed.",
+        ),
+        click.option(
+            "--input-shape", "input_shapes", type=InputShape(), multiple=True,
+            help="Fix the shape of an input; repeat for further inputs.",
+        ),
+        click.option(
+            "--target", default="native", show_default=True, metavar="TARGET",
+            help="native, or LLVM's words: llvm -mcpu=cortex-a72 (unquoted or quoted).",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def verify_option(command: Command) -> Command:
+    """Add ``--verify/--no-verify``."""
+    return click.option(
+        "--verify/--no-verify", default=True, show_default=True, help="Compare the result with ONNX Runtime."
+    )(command)
+
+
+def threads_option(default: int | None) -> Callable[[Command], Command]:
+    """Add ``--threads``; without a default TVM's own choice holds (all cores)."""
+    return click.option(
+        "--threads", type=click.IntRange(1, 1024), default=default, show_default=default is not None, metavar="N",
+        help="Threads to compute with." + ("" if default else "  [default: all cores]"),
+    )  # fmt: skip

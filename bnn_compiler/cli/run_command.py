@@ -1,0 +1,85 @@
+"""``bnnc run``: a compiled library on arrays from a file."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zipfile import BadZipFile
+
+import click
+
+from bnn_compiler.atomic_file import atomic_write, check_writable
+from bnn_compiler.errors import FeedError
+
+from .context import Context, pass_context, quiet_and_verbose
+from .options import threads_option
+from .tables import print_outputs
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+@click.command("run")
+@click.argument("library", type=click.Path(path_type=Path))
+@click.option(
+    "--input", "input_path", type=click.Path(path_type=Path), required=True, help="Arrays by input name (.npz)."
+)
+@click.option("--output", "output_path", type=click.Path(path_type=Path), help="Write the outputs by name (.npz).")
+@click.option("--repeat", type=click.IntRange(1), default=1, metavar="N", help="Run N times and print the latency.")
+@threads_option(None)
+@quiet_and_verbose
+@pass_context
+def run_command(
+    context: Context, /, library: Path, input_path: Path, output_path: Path | None, repeat: int, threads: int | None
+) -> None:
+    """Run LIBRARY, compiled by `bnnc compile`, on the arrays of a .npz file."""
+    context.subject = str(library)
+    if output_path is not None:
+        check_writable(output_path)
+    if threads is not None:
+        os.environ["TVM_NUM_THREADS"] = str(threads)
+
+    import numpy as np  # noqa: PLC0415
+
+    import bnn_compiler  # noqa: PLC0415
+
+    compiled = bnn_compiler.load(library)
+    feeds = _read_feeds(input_path)
+    seconds = []
+    outputs: dict[str, npt.NDArray[np.generic]] = {}
+    for _ in range(repeat):
+        start = time.perf_counter()
+        outputs = compiled.run(feeds)
+        seconds.append(time.perf_counter() - start)
+    if output_path is not None:
+        with atomic_write(output_path) as file:
+            np.savez(file, **outputs)  # type: ignore[arg-type]
+    if context.quiet:
+        return
+    print_outputs(context.streams, outputs)
+    if repeat > 1:
+        low, middle = min(seconds) * 1e6, statistics.median(seconds) * 1e6
+        context.say(f"{repeat} runs: minimum {low:,.1f} µs, median {middle:,.1f} µs")
+
+
+def _read_feeds(path: Path) -> dict[str, npt.NDArray[np.generic]]:
+    """All arrays of an .npz file, contiguous.
+
+    Raises:
+        FeedError: the file is missing, no .npz file, or holds Python objects.
+    """
+    import numpy as np  # noqa: PLC0415
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not hasattr(archive, "files"):
+                raise FeedError(f"{path}: one bare array; give an .npz file with an array per input name")
+            return {name: np.ascontiguousarray(archive[name]) for name in archive.files}
+    except OSError as error:
+        raise FeedError(f"{path}: {error.strerror or 'it is no .npz file'}; give arrays by input name") from error
+    except (ValueError, BadZipFile, EOFError) as error:
+        raise FeedError(f"{path}: it is no .npz file of plain arrays ({error})") from error

@@ -1,0 +1,132 @@
+"""Tables and sentences for people; JSON is for programs. Plain when piped: no boxes, no cut columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from bnn_compiler.report import REASONS, LayerReport, Report, VerificationReport
+
+from .streams import Streams
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from bnn_compiler.bench import BenchReport, TimingReport
+
+
+def print_layers(streams: Streams, report: Report) -> None:
+    """Layer by layer: binary or why not, MACs, kernel, bytes of weights."""
+    table = _table(streams)
+    for heading, justify in (
+        ("layer", "left"), ("op", "left"), ("status", "left"), ("MACs", "right"),
+        ("weights", "left"), ("bytes", "right"), ("kernel", "left"), ("why", "left"),
+    ):  # fmt: skip
+        table.add_column(heading, justify=justify, no_wrap=heading != "why")  # type: ignore[arg-type]
+    for layer in report["layers"]:
+        table.add_row(
+            escape(layer["name"]),
+            layer["op"],
+            layer["status"],
+            count(layer["macs"]),
+            "×".join(str(size) for size in layer["weight_shape"]),
+            f"{layer['weight_bytes']:,}",
+            layer["kernel"] or layer["algorithm"],
+            escape(_why(layer)),
+        )
+    streams.console.print(table)
+
+
+def summarise_layers(report: Report) -> str:
+    """One sentence on how much of the network is binary."""
+    layers = report["layers"]
+    binary = [layer for layer in layers if layer["status"] == "binary"]
+    weight_only = sum(layer["status"] == "binary_weight" for layer in layers)
+    total = sum(layer["macs"] for layer in layers)
+    share = 100 * sum(layer["macs"] for layer in binary) / total if total else 0.0
+    rest = len(layers) - len(binary) - weight_only
+    text = f"{len(binary)} of {len(layers)} layers binary ({share:.1f} % of {count(total)} MACs)"
+    if weight_only:
+        text += f", {weight_only} with binary weights only"
+    return text + (f", {rest} float" if rest else "")
+
+
+def summarise_verification(verification: VerificationReport) -> str:
+    """One sentence on what verification found."""
+    layers = verification["layers"]
+    exact = sum(layer["exact"] for layer in layers)
+    parts = [f"{len(layers)} layers alone ({exact} bit for bit)"]
+    for output in verification["outputs"]:
+        error, tolerance = output["max_abs_error"], output["tolerance"]
+        how = "equal" if error == 0 else f"within {error:.2g} (tolerance {tolerance:.2g})"
+        parts.append(f"{output['name']} {how}")
+    flips = verification["sign_flips"]
+    if flips is None:
+        flips = verification["reference_sign_flips"]
+    beyond = max((output["inputs_beyond_tolerance"] for output in verification["outputs"]), default=0)
+    if flips or beyond:
+        parts.append(f"{flips} sign flips at near-ties, {beyond} inputs beyond the tolerance for it")
+    return f"agrees with ONNX Runtime on {verification['inputs']} inputs: " + ", ".join(parts)
+
+
+def print_notes(streams: Streams, report: Report) -> None:
+    """Decisions that the model left open, one line each."""
+    for note in report["notes"]:
+        where = f"{note['node']}: " if note["node"] else ""
+        streams.out.write(f"note: {where}{note['detail']}\n")
+
+
+def print_bench(streams: Streams, report: BenchReport) -> None:
+    """Latency beside ONNX Runtime, whole network and per binary layer."""
+    streams.out.write(f"{report['machine']}, threads: {report['threads']}; microseconds, minimum (median)\n")
+    table = _table(streams)
+    for heading in ("", "MACs", "bnnc µs", "ONNX Runtime µs", "speed-up", "GMAC/s"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for timing in (report["network"], *report["layers"]):
+        table.add_row(*_timing_row(timing))
+    streams.console.print(table)
+
+
+def print_outputs(streams: Streams, outputs: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    """Name, dtype, shape and first values of a network's outputs."""
+    table = _table(streams)
+    for heading in ("output", "dtype", "shape", "first values"):
+        table.add_column(heading, no_wrap=heading != "first values")
+    for name, value in outputs.items():
+        first = " ".join(f"{item:.6g}" for item in value.reshape(-1)[:10].tolist())
+        table.add_row(escape(name), str(value.dtype), "×".join(map(str, value.shape)) or "scalar", first)
+    streams.console.print(table)
+
+
+def count(number: int) -> str:
+    """Write a count with three digits and a unit: 1.8 G, 57.8 M, 640 k."""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def _timing_row(timing: TimingReport) -> Sequence[str]:
+    return (
+        escape(timing["name"]),
+        count(timing["macs"]),
+        f"{timing['bnnc_us_min']:,.1f} ({timing['bnnc_us_median']:,.1f})",
+        f"{timing['onnxruntime_us_min']:,.1f} ({timing['onnxruntime_us_median']:,.1f})",
+        f"{timing['speedup']:.1f}× ({timing['speedup_median']:.1f}×)",
+        f"{timing['gmacs_per_second']:.0f}",
+    )
+
+
+def _why(layer: LayerReport) -> str:
+    if not layer["reason"]:
+        return layer["detail"]
+    return layer["reason"] + (f": {layer['detail']}" if layer["detail"] else f": {REASONS[layer['reason']]}")
+
+
+def _table(streams: Streams) -> Table:
+    return Table(box=box.SIMPLE_HEAD if streams.out.isatty() else None, pad_edge=False, header_style="bold")
