@@ -1,0 +1,153 @@
+"""The manifest inside a compiled library: how it is laid out, written, checked and read.
+
+A compiled network is one ELF shared library. Its section ``.bnnc.manifest`` holds
+
+    offset  size  content
+    0       16    magic
+    16      4     format version, little endian (as all numbers)
+    20      32    SHA-256 of the whole file with these 32 bytes zero
+    52      8     length n of the JSON text
+    60      n     JSON, UTF-8, keys sorted
+
+The section is found by its magic and the digest is compared before anything else is believed, so a damaged file is
+refused before its ELF headers are parsed, let alone its code loaded. Reading needs neither TVM nor LLVM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+
+from bnn_compiler.cpu_features import host_architecture, missing_features
+from bnn_compiler.errors import ArtifactError
+from bnn_compiler.tensor_spec import TensorSpec
+
+Manifest = dict[str, Any]
+
+FORMAT_VERSION = 1
+SECTION_NAME = ".bnnc.manifest"
+_MAGIC = b"\x89bnnc\r\n\x1a\nSECT\x00\xf3\xa7"
+_HEADER = struct.Struct("<16sI32sQ")
+_DIGEST = slice(20, 52)
+_ELF_MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64", "EM_ARM": "arm"}
+
+
+def encode_section(manifest: Mapping[str, Any]) -> bytes:
+    """Return the section's content for ``manifest``, with a zero digest (see ``seal``)."""
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return _HEADER.pack(_MAGIC, FORMAT_VERSION, bytes(32), len(text)) + text
+
+
+def seal(library: bytes) -> bytes:
+    """Return ``library`` with the digest of its content filled in."""
+    start = _find_section(library)
+    if start is None:
+        raise AssertionError("the linker dropped the manifest section or repeated it")
+    sealed = bytearray(library)
+    sealed[start + _DIGEST.start : start + _DIGEST.stop] = _digest(library, start)
+    return bytes(sealed)
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Read the manifest of the compiled library at ``path``, of any target, without loading its code.
+
+    Raises:
+        ArtifactError: the file cannot be read, is not a compiled network, is damaged, or is of a newer format.
+    """
+    try:
+        library = Path(path).read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return decode_manifest(library, str(path))
+
+
+def decode_manifest(library: bytes, name: str) -> Manifest:
+    """Return the manifest in the bytes of a compiled library; ``name`` is for messages.
+
+    Raises:
+        ArtifactError: as ``read_manifest``.
+    """
+    if not library.startswith(b"\x7fELF"):
+        raise ArtifactError(f"{name}: not a shared library; expected a file written by `bnnc compile`")
+    start = _find_section(library)
+    if start is None or start + _HEADER.size > len(library):
+        raise ArtifactError(f"{name}: no manifest inside: not written by `bnnc compile`, or damaged; compile it again")
+    _, version, digest, length = _HEADER.unpack_from(library, start)
+    if digest != _digest(library, start):
+        raise ArtifactError(f"{name}: truncated or damaged (its checksum does not match); copy or compile it again")
+    if version > FORMAT_VERSION:
+        raise ArtifactError(
+            f"{name}: manifest format {version} is newer than this bnnc understands ({FORMAT_VERSION}); "
+            "upgrade bnnc, or compile the model again with this one"
+        )
+    text = library[start + _HEADER.size : start + _HEADER.size + length]
+    try:
+        manifest = json.loads(text)
+        machine = ELFFile(BytesIO(library)).header["e_machine"]
+    except (ValueError, ELFError) as error:
+        # Only a file sealed by something other than this compiler gets here: the digest was right.
+        raise ArtifactError(f"{name}: malformed ({error}); compile it again") from error
+    if not isinstance(manifest, dict) or manifest.get("target", {}).get("architecture") != _ELF_MACHINES.get(machine):
+        raise ArtifactError(f"{name}: malformed (the manifest does not describe this library); compile it again")
+    return manifest
+
+
+def check_loadable(manifest: Manifest, name: str, tvm_version: str) -> None:
+    """Check that this machine and this TVM can run the library that ``manifest`` describes.
+
+    Raises:
+        ArtifactError: other architecture, missing CPU features, other TVM version.
+    """
+    target = manifest["target"]
+    host = host_architecture()
+    if target["architecture"] != host:
+        raise ArtifactError(
+            f"{name}: compiled for {target['architecture']} ({target['text']}), "
+            f"this machine is {host or 'unsupported'}; compile the model again with --target native"
+        )
+    missing = missing_features(target["features"])
+    if missing:
+        raise ArtifactError(
+            f"{name}: compiled for {target['cpu']}, this CPU lacks {', '.join(missing)}; "
+            "compile the model again with --target native"
+        )
+    built_with = manifest["versions"]["tvm"]
+    if built_with != tvm_version:
+        raise ArtifactError(
+            f"{name}: compiled with TVM {built_with}, this is TVM {tvm_version}; "
+            f"install apache-tvm=={built_with} or compile the model again"
+        )
+
+
+def spec_to_json(spec: TensorSpec) -> dict[str, Any]:
+    """Return the manifest's form of ``spec``."""
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
+
+
+def specs_from_json(entries: Sequence[Mapping[str, Any]]) -> tuple[TensorSpec, ...]:
+    """Return the tensors that a list of the manifest describes."""
+    return tuple(TensorSpec(str(e["name"]), tuple(int(d) for d in e["shape"]), str(e["dtype"])) for e in entries)
+
+
+def _find_section(library: bytes) -> int | None:
+    """Return the offset of the manifest section; None where there is none, or more than one."""
+    start = library.find(_MAGIC)
+    if start < 0 or library.find(_MAGIC, start + 1) >= 0:
+        return None
+    return start
+
+
+def _digest(library: bytes, start: int) -> bytes:
+    view = memoryview(library)
+    digest = hashlib.sha256(view[: start + _DIGEST.start])
+    digest.update(bytes(_DIGEST.stop - _DIGEST.start))
+    digest.update(view[start + _DIGEST.stop :])
+    return digest.digest()

@@ -1,0 +1,155 @@
+"""From a lowered Relax module to one shared library that carries its code, its constants and its manifest.
+
+The same module, target and manifest give the same bytes with the same versions of TVM and the linker: object files
+have fixed names and hold no paths, and TVM numbers its symbols in the order of the module.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import IRModule, relax
+from tvm.target import codegen
+
+from bnn_compiler.artifact import SECTION_NAME, encode_section, seal, spec_to_json
+from bnn_compiler.atomic_file import atomic_write, check_writable
+from bnn_compiler.errors import ArtifactError
+from bnn_compiler.linker import Linker, find_linker, link_shared
+from bnn_compiler.passes.relax_buffer_alignment import RelaxBufferAlignment
+from bnn_compiler.passes.return_through_parameters import ReturnThroughParameters
+from bnn_compiler.target import CompileTarget
+from bnn_compiler.tensor_spec import TensorSpec
+
+
+def build_passes() -> tvm.transform.Sequential:
+    """Return the passes between lowered Relax (``call_tir`` and PrimFuncs) and TVM's virtual machine."""
+    return tvm.transform.Sequential(
+        [
+            # Whatever operator an earlier pass left over.
+            relax.transform.LegalizeOps(),
+            # Kernels called on explicitly allocated buffers ...
+            relax.transform.RewriteDataflowReshape(),
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            # ... the last of which belong to the caller, at any address ...
+            ReturnThroughParameters(),
+            RelaxBufferAlignment(),
+            # ... and the others share memory.
+            relax.transform.StaticPlanBlockMemory(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ],
+        name="bnnc.build",
+    )
+
+
+def build_library(module: IRModule, target: CompileTarget, manifest: Mapping[str, Any], output: Path) -> None:
+    """Compile ``module`` for ``target`` and write the library to ``output``, whole or not at all.
+
+    ``manifest`` may give ``inputs`` and ``outputs`` (lists of name, shape, dtype) for ``main`` where names differ from
+    the Relax parameters'; ``target``, ``functions`` and ``versions`` are added here. Every other key is kept.
+
+    Raises:
+        ArtifactError: ``output`` cannot be written.
+        ToolchainError: no linker, or it failed.
+    """
+    check_writable(output)
+    linker = find_linker(target)
+    section = encode_section(_complete_manifest(module, target, manifest, linker))
+    with target.tvm_target:
+        lowered = build_passes()(module)
+        executable = relax.build(lowered, target=target.tvm_target, relax_pipeline=None)
+    try:
+        with tempfile.TemporaryDirectory(prefix="bnnc-") as directory:
+            library = _link(executable, section, linker, Path(directory))
+    except OSError as error:
+        raise ArtifactError(
+            f"{output}: cannot be built in {tempfile.gettempdir()}: {error.strerror or error}"
+        ) from error
+    sealed = seal(library)
+    with atomic_write(output, mode=0o755) as stream:
+        stream.write(sealed)
+
+
+def _link(executable: tvm.runtime.Executable, section: bytes, linker: Linker, directory: Path) -> bytes:
+    (directory / "manifest.bin").write_bytes(section)
+    assembly = directory / "manifest.s"
+    # `"",%progbits`: kept in the file, not mapped into memory. `%`, because `@` starts a comment on ARM.
+    assembly.write_text(
+        f'.section {SECTION_NAME},"",%progbits\n.incbin "manifest.bin"\n.section .note.GNU-stack,"",%progbits\n',
+        encoding="ascii",
+    )
+    library = directory / "library.so"
+
+    def link(_output: str, objects: Iterable[str]) -> None:
+        link_shared(linker, sorted(Path(name) for name in objects), library)
+
+    executable.export_library(str(library), fcompile=link, addons=[str(assembly)], workspace_dir=str(directory))
+    return library.read_bytes()
+
+
+def _complete_manifest(
+    module: IRModule, target: CompileTarget, manifest: Mapping[str, Any], linker: Linker
+) -> dict[str, Any]:
+    functions = {
+        str(global_var.name_hint): _signature(function)
+        for global_var, function in module.functions_items()
+        if isinstance(function, relax.Function) and "global_symbol" in function.attrs
+    }
+    main = functions.pop("main")
+    complete = {**main, **manifest}
+    for side in ("inputs", "outputs"):
+        declared = [(list(entry["shape"]), entry["dtype"]) for entry in complete[side]]
+        actual = [(entry["shape"], entry["dtype"]) for entry in main[side]]
+        assert declared == actual, f"manifest {side} {declared} are not those of main: {actual}"
+    complete["functions"] = functions
+    complete["target"] = {
+        "text": target.text,
+        "architecture": target.architecture,
+        "triple": target.triple,
+        "cpu": target.cpu,
+        "features": list(target.features),
+    }
+    complete["versions"] = {
+        **manifest.get("versions", {}),
+        "bnnc": _own_version(),
+        "tvm": tvm.__version__,
+        "llvm": str(codegen.llvm_version_major()),
+        "linker": linker.version,
+    }
+    return complete
+
+
+def _signature(function: relax.Function) -> dict[str, list[dict[str, Any]]]:
+    results = _leaf_types(function.ret_ty)
+    return {
+        "inputs": [_tensor(str(parameter.name), parameter.ty) for parameter in function.params],
+        "outputs": [_tensor(f"output_{index}", result) for index, result in enumerate(results)],
+    }
+
+
+def _leaf_types(result: relax.Type) -> list[relax.TensorType]:
+    if isinstance(result, relax.TupleType):
+        return [leaf for field in result.fields for leaf in _leaf_types(field)]
+    return [result]
+
+
+def _tensor(name: str, tensor_type: relax.TensorType) -> dict[str, Any]:
+    return spec_to_json(TensorSpec(name, tuple(int(extent) for extent in tensor_type.shape), str(tensor_type.dtype)))
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("bnn-compiler")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"

@@ -1,0 +1,193 @@
+"""Load a compiled network and run it on NumPy arrays.
+
+Arrays go in and out without a copy, at any alignment: kernels that touch the caller's memory assume no more than
+element alignment (``passes.RelaxBufferAlignment``) and write results where the caller wants them
+(``passes.ReturnThroughParameters``). What needs a copy is made one silently: arrays that are not C-contiguous or whose
+address is no multiple of the element size, and outputs that overlap another array of the call.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+import tvm_ffi
+
+from bnn_compiler.artifact import Manifest, check_loadable, decode_manifest, specs_from_json
+from bnn_compiler.atomic_file import atomic_write
+from bnn_compiler.errors import ArtifactError, UsageError
+from bnn_compiler.signature import Signature
+from bnn_compiler.tensor_spec import TensorSpec
+from bnn_compiler.worker_threads import use_threads
+
+Array = npt.NDArray[Any]
+Closure = Callable[..., object]
+
+_CPU = 1  # kDLCPU
+_POOLED_ALLOCATOR = 2  # tvm::runtime::memory::AllocatorType::kPooled
+
+
+class CompiledModel:
+    """A network, ready to run. Made by ``load``.
+
+    One object may be used from any number of threads at once: each thread that calls gets a virtual machine of its own,
+    made on its first call; code and constants are shared.
+    """
+
+    def __init__(self, library: tvm.runtime.Module, manifest: Manifest, descriptor: int, threads: int) -> None:
+        """Take over ``descriptor``, an open file of the library, closed with this object."""
+        self.manifest = manifest
+        self._executable = library
+        self._descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
+        self._signatures = {
+            name: Signature(name, specs_from_json(entry["inputs"]), specs_from_json(entry["outputs"]))
+            for name, entry in {**manifest["functions"], "main": manifest}.items()
+        }
+        self._main = self._signatures["main"]
+        self._machines = threading.local()
+        self.set_num_threads(threads)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The network's inputs, in the model's order."""
+        return self._main.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The network's outputs, in the model's order."""
+        return self._main.outputs
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """Names that ``run_function`` takes: the layers compiled on their own."""
+        return tuple(name for name in self._signatures if name != "main")
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that a parallel loop may use, the calling one included."""
+        return self._threads
+
+    def set_num_threads(self, count: int) -> None:
+        """Set ``num_threads`` for the calls from now on.
+
+        Raises:
+            UsageError: ``count`` is less than 1.
+        """
+        if count < 1:
+            raise UsageError(f"threads must be 1 or more, not {count}")
+        self._threads = count
+
+    def run(self, feeds: Mapping[str, Array] | Array, out: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """Run the network once.
+
+        ``feeds`` maps each input's name to an array of its shape and dtype (a network of one input takes the bare array
+        too). ``out`` maps output names to writable arrays that receive the results; other outputs are new arrays. The
+        result maps every output's name to its array.
+
+        Raises:
+            FeedError: an array is missing, unknown, or of another shape or dtype.
+        """
+        main = self._main
+        inputs = main.bind_inputs(feeds)
+        if out is None:
+            results = main.new_outputs()
+            self._closure("main")(*inputs, *results)
+            return dict(zip(main.output_names, results, strict=True))
+        results, buffers = main.bind_outputs(out, inputs)
+        self._closure("main")(*inputs, *buffers)
+        for result, buffer in zip(results, buffers, strict=True):
+            if buffer is not result:
+                np.copyto(result, buffer)
+        return dict(zip(main.output_names, results, strict=True))
+
+    def run_function(self, name: str, arrays: Sequence[Array]) -> list[Array]:
+        """Run one of ``functions`` on ``arrays``, in the order of its inputs; return its outputs in order.
+
+        Raises:
+            UsageError: there is no such function.
+            FeedError: the number, shape or dtype of ``arrays`` is wrong.
+        """
+        signature = self._signatures.get(name)
+        if signature is None:
+            raise UsageError(f"no function {name!r} in this library; it has {', '.join(self._signatures)}")
+        inputs = signature.bind_positional(arrays)
+        results = signature.new_outputs()
+        self._closure(name)(*inputs, *results)
+        return results
+
+    def export(self, path: str | Path) -> None:
+        """Write the library to ``path``, whole or not at all.
+
+        Raises:
+            ArtifactError: ``path`` cannot be written.
+        """
+        with atomic_write(Path(path), mode=0o755) as stream:
+            stream.write(_read_all(self._descriptor))
+
+    def _closure(self, name: str) -> Closure:
+        """Return the function ``name`` of the calling thread's virtual machine."""
+        use_threads(self._threads)
+        machines = self._machines.__dict__
+        try:
+            return machines[name]  # type: ignore[no-any-return]
+        except KeyError:
+            pass
+        if "machine" not in machines:
+            machine = self._executable["vm_load_executable"]()
+            machine["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
+            machines["machine"] = machine
+        machines[name] = machines["machine"][name]
+        return machines[name]  # type: ignore[no-any-return]
+
+
+def load(path: str | Path, threads: int = 1) -> CompiledModel:
+    """Load a library that ``bnnc compile`` or ``CompiledModel.export`` wrote.
+
+    Its manifest is checked before any of its code is loaded. ``threads`` is what parallel loops may use.
+
+    Raises:
+        ArtifactError: not such a library, damaged, or made for another machine or version; says what to do.
+        UsageError: ``threads`` is less than 1.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        manifest = decode_manifest(_read_all(descriptor), str(path))
+        check_loadable(manifest, str(path), tvm.__version__)
+        return CompiledModel(_load_library(descriptor), manifest, descriptor, threads)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _load_library(descriptor: int) -> tvm.runtime.Module:
+    """Load the code of the very file that was checked.
+
+    The loader knows libraries by the name it was given and would hand out the old code for a file replaced since. A
+    link of a new name to the open file gets round that, and round a file that is replaced or unlinked meanwhile.
+    """
+    with tempfile.TemporaryDirectory(prefix="bnnc-") as directory:
+        link = Path(directory) / "library.so"
+        link.symlink_to(f"/proc/self/fd/{descriptor}")
+        return tvm_ffi.load_module(str(link))
+
+
+def _read_all(descriptor: int) -> bytes:
+    """Return the whole file, without moving the position that other threads' copies of ``descriptor`` share."""
+    chunks = []
+    offset = 0
+    while chunk := os.pread(descriptor, 1 << 24, offset):
+        chunks.append(chunk)
+        offset += len(chunk)
+    return b"".join(chunks)

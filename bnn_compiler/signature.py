@@ -1,0 +1,142 @@
+"""Check and prepare the arrays of one call of a compiled function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bnn_compiler.errors import FeedError
+from bnn_compiler.tensor_spec import TensorSpec
+
+Array = npt.NDArray[Any]
+
+
+class Signature:
+    """Inputs and outputs of a compiled function.
+
+    The checks of arrays that need nothing done take well under a microsecond per call; everything else is out of line.
+    """
+
+    def __init__(self, name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+        """``name`` is for messages."""
+        self.name = name
+        self.inputs = inputs
+        self.outputs = outputs
+        self.output_names = tuple(spec.name for spec in outputs)
+        self._input_keys = [(spec.name, spec.shape, np.dtype(spec.dtype)) for spec in inputs]
+        self._output_keys = [(spec.shape, np.dtype(spec.dtype)) for spec in outputs]
+
+    def new_outputs(self) -> list[Array]:
+        """Return uninitialised arrays for the outputs."""
+        return [np.empty(shape, dtype) for shape, dtype in self._output_keys]
+
+    def bind_inputs(self, feeds: Mapping[str, Array] | Array) -> list[Array]:
+        """Return the arrays of ``feeds`` in the order of the inputs, ready to hand over.
+
+        Raises:
+            FeedError: one is missing, unknown, or of another shape or dtype.
+        """
+        if isinstance(feeds, np.ndarray):
+            if len(self.inputs) != 1:
+                raise FeedError(f"a bare array is no feed for several inputs; expected {_describe(self.inputs)}")
+            return self.bind_positional([feeds])
+        if len(feeds) != len(self._input_keys):
+            self._refuse_names(feeds)
+        bound = []
+        for index, (name, shape, dtype) in enumerate(self._input_keys):
+            try:
+                array = feeds[name]
+            except KeyError:
+                self._refuse_names(feeds)
+                raise
+            if type(array) is np.ndarray and array.shape == shape and array.dtype == dtype and array.flags.carray:
+                bound.append(array)
+            else:
+                bound.append(_prepare_input(self.inputs[index], array))
+        return bound
+
+    def bind_positional(self, arrays: Sequence[Array]) -> list[Array]:
+        """Return ``arrays``, which are in the order of the inputs, ready to hand over.
+
+        Raises:
+            FeedError: their number, or a shape or dtype, is wrong.
+        """
+        if len(arrays) != len(self.inputs):
+            raise FeedError(f"{self.name}: got {len(arrays)} arrays; expected {_describe(self.inputs)}")
+        return [_prepare_input(spec, array) for spec, array in zip(self.inputs, arrays, strict=True)]
+
+    def bind_outputs(self, out: Mapping[str, Array], inputs: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+        """Return (results, buffers): where each output shall end up, and what the kernels may write it into.
+
+        They are the same array unless the caller's is strided, misaligned or shares memory with another of the call.
+
+        Raises:
+            FeedError: an array is of another shape or dtype or read-only, or a name is unknown.
+        """
+        unknown = [name for name in out if name not in self.output_names]
+        if unknown:
+            raise FeedError(
+                f"unknown output {', '.join(map(repr, unknown))}; the outputs are {_describe(self.outputs)}"
+            )
+        results: list[Array] = []
+        buffers: list[Array] = []
+        for spec, (shape, dtype) in zip(self.outputs, self._output_keys, strict=True):
+            if spec.name not in out:
+                results.append(np.empty(shape, dtype))
+                buffers.append(results[-1])
+                continue
+            result = out[spec.name]
+            _check(spec, result, "output")
+            if not result.flags.writeable:
+                raise FeedError(f"output {spec.name!r}: the array is read-only")
+            direct = result.flags.carray and not any(
+                np.may_share_memory(result, other) for other in [*inputs, *buffers]
+            )
+            results.append(result)
+            buffers.append(result if direct else np.empty(shape, dtype))
+        return results, buffers
+
+    def _refuse_names(self, feeds: Mapping[str, Array]) -> None:
+        names = {spec.name for spec in self.inputs}
+        missing = sorted(names - set(feeds))
+        extra = sorted(set(feeds) - names)
+        found = [f"missing {', '.join(map(repr, missing))}"] if missing else []
+        found += [f"unknown {', '.join(map(repr, extra))}"] if extra else []
+        raise FeedError(f"{' and '.join(found)}; expected {_describe(self.inputs)}")
+
+
+def _check(spec: TensorSpec, array: object, kind: str) -> None:
+    if not isinstance(array, np.ndarray):
+        raise FeedError(f"{kind} {spec.name!r}: expected a NumPy array, got {type(array).__name__}")
+    if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
+        raise FeedError(
+            f"{kind} {spec.name!r}: expected {spec.dtype}{list(spec.shape)}, got {array.dtype}{list(array.shape)}"
+        )
+
+
+def _prepare_input(spec: TensorSpec, array: Array) -> Array:
+    """Return ``array`` as one that NumPy hands over by DLPack and kernels can read: copied only if it must be."""
+    _check(spec, array, "input")
+    plain = np.asarray(array)
+    if not (plain.flags.c_contiguous and plain.flags.aligned):
+        return np.array(plain, order="C")
+    # DLPack (as TVM reads it) has no read-only arrays. A view through the address has no such flag; kernels never write
+    # to their inputs.
+    return plain if plain.flags.writeable else np.asarray(_WritableView(plain))
+
+
+class _WritableView:
+    """Presents a read-only array as writable to ``np.asarray``; keeps it alive."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+
+
+def _describe(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name}: {spec.dtype}{list(spec.shape)}" for spec in specs)
