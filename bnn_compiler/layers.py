@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -44,12 +44,16 @@ Move = tuple[Literal["reshape", "permute"], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class LayerNames:
-    """Where a layer stands in the ONNX graph: node, operator, and the tensors it reads and produces."""
+    """Where a layer stands in the ONNX graph: node, operator, and the tensors it reads and produces.
+
+    ``zero_tensor`` is the tensor whose zeros the layer takes as positive where ONNX's ``Sign`` would give 0.
+    """
 
     node: str
     op: str
     input_tensor: str | None = None
     output_tensor: str | None = None
+    zero_tensor: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +121,7 @@ class BinaryLayer:
     exact: bool
     kernel: str = ""
     weight_bytes: int = 0
-    details: dict[str, Any] = field(default_factory=dict)
+    zero_tensor: str | None = None
 
 
 def build_composite(spec: BinarySpec, names: LayerNames) -> relax.Function:
@@ -206,7 +210,9 @@ def read_composite(function: relax.Function) -> BinarySpec:
     names = [op_name(call) for call in chain]
     product = next(i for i, name in enumerate(names) if name in ("relax.nn.conv2d", "relax.matmul"))
     first = next(i for i, name in enumerate(names) if name not in ("relax.reshape", "relax.permute_dims"))
-    epilogue = {name: chain[i] for i, name in enumerate(names) if i > product and name in ("relax.multiply", "relax.add")}
+    epilogue = {
+        name: chain[i] for i, name in enumerate(names) if i > product and name in ("relax.multiply", "relax.add")
+    }
     last = product + 1 + len(epilogue)
     is_conv = names[product] == "relax.nn.conv2d"
     call = chain[product]
@@ -255,7 +261,9 @@ def read_composite(function: relax.Function) -> BinarySpec:
 
 
 def _linear_chain(function: relax.Function) -> list[Call]:
-    return [binding.value for block in function.body.blocks for binding in block.bindings if isinstance(binding.value, Call)]
+    return [
+        binding.value for block in function.body.blocks for binding in block.bindings if isinstance(binding.value, Call)
+    ]
 
 
 def _read_move(call: Call) -> Move:

@@ -9,6 +9,7 @@ from pathlib import Path
 import tvm
 
 from bnn_compiler.options import Algorithm, SignZero
+from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.passes import FoldBatchNorm, LowerBinaryOps, PartitionBinaryOps, float_pipeline
 
 Progress = Callable[[str, float], None]
@@ -22,17 +23,23 @@ class Phase:
     passes: tuple[tvm.transform.Pass, ...]
 
 
-def phases(*, algorithm: Algorithm = "auto", sign_zero: SignZero = "plus") -> tuple[Phase, ...]:
-    """The phases between the front end and code generation; they want a target in scope (``with target:``)."""
+def phases(
+    target: tvm.target.Target,
+    *,
+    algorithm: Algorithm = "auto",
+    sign_zero: SignZero = "plus",
+    layers: list[BinaryLayer] | None = None,
+) -> tuple[Phase, ...]:
+    """The phases between the front end and code generation; the lowered layers are appended to ``layers``."""
     return (
         # Batch-norm becomes multiply-add, so that later phases see one spelling of a per-channel affine map.
         Phase("normalise", (FoldBatchNorm(),)),
         # Binary layers become composites that still carry their float semantics; all others get a reason.
         Phase("partition", (PartitionBinaryOps(algorithm=algorithm, sign_zero=sign_zero),)),
         # Composites become calls of pack and popcount kernels, each also callable alone for verification.
-        Phase("lower", (LowerBinaryOps(),)),
+        Phase("lower", (LowerBinaryOps(target, layers=layers),)),
         # The float rest gets register-tiled kernels, fused element-wise operators and schedules.
-        Phase("float", tuple(float_pipeline())),
+        Phase("float", tuple(float_pipeline(target))),
     )
 
 

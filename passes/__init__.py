@@ -1,6 +1,19 @@
 """Relax passes, one per file; each can stand in a ``tvm.transform.Sequential`` of its own."""
 
+from .compile_binary_ops import CompileBinaryOps
+from .float_pipeline import float_pipeline
 from .fold_batch_norm import FoldBatchNorm
+from .lower_binary_ops import LowerBinaryOps
+from .lower_float_ops import LowerFloatOps
 from .partition_binary_ops import PartitionBinaryOps
+from .schedule_float_kernels import ScheduleFloatKernels
 
-__all__ = ["FoldBatchNorm", "PartitionBinaryOps"]
+__all__ = [
+    "CompileBinaryOps",
+    "FoldBatchNorm",
+    "LowerBinaryOps",
+    "LowerFloatOps",
+    "PartitionBinaryOps",
+    "ScheduleFloatKernels",
+    "float_pipeline",
+]

@@ -46,6 +46,7 @@ class _Planned:
     entry: dict[str, Any]
     base: Var | None = None
     spec: BinarySpec | None = None
+    zero_tensor: str | None = None
 
 
 def _plan(matcher: LayerMatcher, algorithm: Algorithm) -> dict[Var, _Planned]:
@@ -58,7 +59,9 @@ def _plan(matcher: LayerMatcher, algorithm: Algorithm) -> dict[Var, _Planned]:
         entry = _report_entry(matcher, variable, call, found, binary_weights=binary_weights, algorithm=algorithm)
         if isinstance(found, Match) and algorithm != "float":
             base, spec = fold_affine_chain(found.binarizer.base, found.spec, matcher.analysis, matcher.uses)
-            planned[variable] = _Planned(call, entry, base, spec)
+            plan = found.binarizer
+            zero_tensor = matcher.tensor_name(plan.base) if plan.zero_taken_as_plus else None
+            planned[variable] = _Planned(call, entry, base, spec, zero_tensor)
         else:
             planned[variable] = _Planned(call, entry)
     return planned
@@ -93,8 +96,11 @@ class _Partitioner(relax.PyExprMutator):  # type: ignore[misc]
             self._matcher.names_of(product, plan.call),
             input_tensor=self._matcher.tensor_name(plan.base),
             output_tensor=self._matcher.tensor_name(binding.var),
+            zero_tensor=plan.zero_tensor,
         )
-        composite = self.builder_.add_func(build_composite(spec, names), f"bnnc_layer_{len(self.builder_.get().functions)}")
+        composite = self.builder_.add_func(
+            build_composite(spec, names), f"bnnc_layer_{len(self.builder_.get().functions)}"
+        )
         call = Call(composite, [self.visit_expr(plan.base)])
         emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
         self.set_var_remap(binding.var, emit(call, binding.var.name))

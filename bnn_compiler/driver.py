@@ -1,0 +1,177 @@
+"""The stages in order: front end, passes, code generation, verification."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import tvm
+
+from bnn_compiler.build import build_library
+from bnn_compiler.compiled_network import CompiledNetwork
+from bnn_compiler.errors import UsageError
+from bnn_compiler.frontend import ImportedModel, import_onnx
+from bnn_compiler.layers import BinaryLayer
+from bnn_compiler.options import CompileOptions
+from bnn_compiler.passes.partition_binary_ops import LAYERS_ATTR
+from bnn_compiler.pipeline import phases, run_phases
+from bnn_compiler.report import LayerReport, NoteReport, Report, make_report
+from bnn_compiler.target import CompileTarget, parse_target
+from bnn_compiler.tensor_spec import TensorSpec
+from bnn_compiler.verify import verify_model
+
+Progress = Callable[[str, float], None]
+ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+_CHOICES = {"algorithm": ("auto", "popcount", "float"), "sign_zero": ("plus", "exact")}
+
+
+@dataclass(frozen=True)
+class LoweredModel:
+    """A network after all passes: ready for code generation, and what is known of its layers."""
+
+    module: tvm.IRModule
+    layers: tuple[BinaryLayer, ...]
+    report: Report
+
+
+def compile_model(
+    model: ModelSource,
+    *,
+    target: str = "native",
+    algorithm: str = "auto",
+    sign_zero: str = "plus",
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    verify: bool = True,
+    dump_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> CompiledNetwork:
+    """Compile an ONNX model (path, bytes or ModelProto) to native code and, for this machine, verify it.
+
+    ``target`` is ``native`` or the text of a TVM LLVM target such as ``llvm -mcpu=cortex-a72``; ``algorithm`` one of
+    ``auto``, ``popcount``, ``float``; ``sign_zero`` one of ``plus``, ``exact`` (see ``CompileOptions``). ``input_shapes``
+    fixes inputs whose shapes the model leaves open. ``progress`` is called with a stage's name and the fraction done.
+
+    Raises:
+        BnncError: one of its children, with a one-line message that names the cause and the way out.
+    """
+    options = _options(target, algorithm, sign_zero, input_shapes, verify, dump_dir)
+    report_progress = progress or (lambda _stage, _part: None)
+    checked = parse_target(options.target)
+    report_progress("reading the model", 0.0)
+    imported = import_onnx(model, input_shapes=options.input_shapes)
+    lowered = lower_model(imported, checked, options, lambda stage, part: report_progress(stage, 0.1 + 0.3 * part))
+    report_progress("generating code", 0.4)
+    manifest = {
+        "model": imported.name,
+        "inputs": [_spec_entry(spec) for spec in imported.inputs],
+        "outputs": [_spec_entry(spec) for spec in imported.outputs],
+        "report": lowered.report,
+    }
+    with tempfile.TemporaryDirectory(prefix="bnnc-") as directory:
+        library = Path(directory) / "model.so"
+        build_library(lowered.module, checked, manifest, library)
+        compiled = CompiledNetwork(library, lowered.report, runs_here=checked.is_host)
+    if options.verify and checked.is_host:
+        compiled.report["verification"] = _verify(compiled, imported, lowered, report_progress)
+    report_progress("done", 1.0)
+    return compiled
+
+
+def lower_model(
+    imported: ImportedModel, target: CompileTarget, options: CompileOptions, progress: Progress | None = None
+) -> LoweredModel:
+    """Run all phases of the pipeline on an imported model."""
+    layers: list[BinaryLayer] = []
+    todo = phases(target.tvm_target, algorithm=options.algorithm, sign_zero=options.sign_zero, layers=layers)
+    with target.tvm_target:
+        module = run_phases(imported.module, todo, dump_dir=options.dump_dir, progress=progress)
+    return LoweredModel(module, tuple(layers), _report(imported, target, module))
+
+
+def inspect_model(
+    model: ModelSource,
+    *,
+    target: str = "native",
+    algorithm: str = "auto",
+    sign_zero: str = "plus",
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """The report of a model, layer by layer, without generating code."""
+    options = _options(target, algorithm, sign_zero, input_shapes, verify=False, dump_dir=None)
+    checked = parse_target(options.target)
+    if progress is not None:
+        progress("reading the model", 0.0)
+    imported = import_onnx(model, input_shapes=options.input_shapes)
+    todo = phases(checked.tvm_target, algorithm=options.algorithm, sign_zero=options.sign_zero)
+    with checked.tvm_target:
+        # The float phase changes nothing that the report says.
+        module = run_phases(imported.module, todo[:-1], progress=progress)
+    return _report(imported, checked, module)
+
+
+def _options(
+    target: str,
+    algorithm: str,
+    sign_zero: str,
+    input_shapes: Mapping[str, tuple[int, ...]] | None,
+    verify: bool,
+    dump_dir: str | os.PathLike[str] | None,
+) -> CompileOptions:
+    for name, value in (("algorithm", algorithm), ("sign_zero", sign_zero)):
+        if value not in _CHOICES[name]:
+            raise UsageError(f"{name} {value!r} is none of {', '.join(_CHOICES[name])}")
+    return CompileOptions(
+        target=target,
+        algorithm=algorithm,  # type: ignore[arg-type]
+        sign_zero=sign_zero,  # type: ignore[arg-type]
+        input_shapes=dict(input_shapes or {}),
+        verify=verify,
+        dump_dir=None if dump_dir is None else Path(dump_dir),
+    )
+
+
+def _report(imported: ImportedModel, target: CompileTarget, module: tvm.IRModule) -> Report:
+    entries: list[LayerReport] = json.loads(str(module.attrs[LAYERS_ATTR]))
+    notes: list[NoteReport] = [{"code": "model", "node": "", "detail": note} for note in imported.notes]
+    notes += [
+        {"code": "sign_zero_taken_as_plus_one", "node": entry["name"], "detail": "Sign(0) is taken as +1"}
+        for entry in entries
+        if "sign(0) taken as +1" in entry["detail"]
+    ]
+    versions = {"bnnc": _version("bnn-compiler"), "tvm": tvm.__version__, "onnx": onnx.__version__}
+    return make_report(imported.name, target.text, versions, entries, notes)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _verify(
+    compiled: CompiledNetwork, imported: ImportedModel, lowered: LoweredModel, progress: Progress
+) -> Any:
+    result = verify_model(
+        compiled,
+        imported,
+        lowered.layers,
+        zero_as_plus_one=[layer.zero_tensor for layer in lowered.layers if layer.zero_tensor is not None],
+        float_layers=sum(entry["status"] == "float" for entry in lowered.report["layers"]),
+        progress=lambda part: progress("verifying against ONNX Runtime", 0.6 + 0.4 * part),
+    )
+    result.raise_for_failure()
+    return result.to_report()
+
+
+def _spec_entry(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}

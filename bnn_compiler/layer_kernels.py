@@ -1,0 +1,144 @@
+"""From a canonical binary layer to the two kernels that compute it and their constant arguments.
+
+The activation is packed to bits by one kernel (which layers that read the same tensor share), and the product is
+counted by another. The algebra that turns the layer's alphabets, ±α weights and epilogue into one output scale and bias:
+
+    bipolar   a = h·x, x ∈ {−1, +1}:   y = (h·α·s)·z + b
+    unsigned  a = h·x, x ∈ {0, 1}:     y = (h·α·s)·z + b
+    affine    a = l + (h − l)·x:       y = ((h − l)·α·s)·z + (l·α·s·κ + b),  κ = Σ sign(w)
+    ternary   a = h·x, x ∈ {−1, 0, 1}: y = (h·α·s)·z + b
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from bnn_compiler.constants import Array
+from bnn_compiler.layers import BinarySpec
+from bnn_compiler.schedules.isa import Isa
+from bnn_compiler.schedules.pack import pack_conv_activations, pack_dense_activations
+from bnn_compiler.schedules.popcount import Alphabet, planes, words_per
+from bnn_compiler.schedules.popcount_conv import conv_bits_shape, popcount_conv2d, popcount_conv2d_constants
+from bnn_compiler.schedules.popcount_dense import popcount_dense, popcount_dense_constants
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A PrimFunc that takes one tensor, then ``constants``, and gives one tensor of ``shape`` and ``dtype``."""
+
+    function: tirx.PrimFunc
+    constants: tuple[Array, ...]
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        """The kernel's name for people."""
+        return str(self.function.attrs["bnnc.kernel"])
+
+
+@dataclass(frozen=True, eq=False)
+class LayerKernels:
+    """The kernels of one layer; y = scale·z + bias holds for its integer result z."""
+
+    pack: Kernel
+    product: Kernel
+    scale: Array
+    bias: Array | None
+    exact: bool
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all constants that the layer carries."""
+        return sum(array.nbytes for kernel in (self.pack, self.product) for array in kernel.constants)
+
+
+def plan_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
+    """Choose and build the kernels of a layer for one instruction set."""
+    binary = spec.binary_weights
+    alphabet = _alphabet(spec)
+    scale, bias = _output_map(spec, binary.alpha, binary.signs)
+    unscaled = bool(np.all(scale == 1))
+    epilogue = [] if unscaled else [scale]
+    if bias is not None:
+        epilogue.append(bias)
+    pack = _pack_kernel(spec, alphabet, isa)
+    if spec.geometry is not None:
+        zero_padded = spec.ring is None and any(spec.geometry.pads)
+        function = popcount_conv2d(
+            spec.geometry,
+            alphabet=alphabet,
+            zero_padded=zero_padded,
+            has_scale=not unscaled,
+            has_bias=bias is not None,
+            isa=isa,
+        )
+        constants = popcount_conv2d_constants(spec.geometry, binary.signs, alphabet=alphabet, zero_padded=zero_padded)
+        shape: tuple[int, ...] = (
+            spec.geometry.batch,
+            spec.out_channels,
+            spec.geometry.out_height,
+            spec.geometry.out_width,
+        )
+    else:
+        function = popcount_dense(
+            spec.rows,
+            spec.fan_in,
+            spec.out_channels,
+            alphabet=alphabet,
+            has_scale=not unscaled,
+            has_bias=bias is not None,
+            isa=isa,
+        )
+        constants = popcount_dense_constants(binary.signs, alphabet=alphabet)
+        shape = (spec.rows, spec.out_channels)
+    product = Kernel(function, (*constants, *epilogue), shape, "float32")
+    return LayerKernels(pack, product, scale, bias, binary.exact)
+
+
+def _alphabet(spec: BinarySpec) -> Alphabet:
+    if spec.predicate == "ternary":
+        return "ternary"
+    return "bipolar" if spec.low == -spec.high else "unsigned"
+
+
+def _output_map(spec: BinarySpec, alpha: Array, signs: Array) -> tuple[Array, Array | None]:
+    post = np.ones(spec.out_channels) if spec.scale is None else spec.scale.astype(np.float64)
+    bias = np.zeros(spec.out_channels) if spec.bias is None else spec.bias.astype(np.float64)
+    affine = spec.low not in (0.0, -spec.high)
+    step = (spec.high - spec.low) if affine else spec.high
+    if affine:
+        kappa = 2.0 * signs.reshape(len(signs), -1).sum(axis=1) - spec.fan_in
+        bias = bias + spec.low * alpha * kappa * post
+    scale = (step * alpha * post).astype(np.float32)
+    return scale, bias.astype(np.float32) if np.any(bias) else None
+
+
+def _pack_kernel(spec: BinarySpec, alphabet: Alphabet, isa: Isa) -> Kernel:
+    per_channel = spec.threshold.size > 1
+    ternary = alphabet == "ternary"
+    options: dict[str, Any] = {
+        "predicate": "gt" if ternary else spec.predicate,
+        "threshold": "channel" if per_channel else float(spec.threshold),
+        "alphabet": alphabet,
+        "affine": spec.direction is not None,
+        "isa": isa,
+    }
+    constants: list[Array] = []
+    if spec.direction is not None:
+        # x·(±1) + 0 is exact, so the folded threshold stays exact.
+        direction = spec.direction.reshape(-1).astype(np.float32)
+        constants += [direction, np.zeros_like(direction)]
+    if per_channel:
+        constants.append(spec.threshold.reshape(-1).astype(np.float32))
+    if spec.geometry is not None:
+        pad_bit = int(spec.ring is not None and spec.ring == spec.high)
+        function = pack_conv_activations(spec.geometry, pad_bit=pad_bit, **options)
+        return Kernel(function, tuple(constants), conv_bits_shape(spec.geometry, alphabet), "uint64")
+    function = pack_dense_activations(spec.rows, spec.fan_in, **options)
+    shape = (spec.rows, planes(alphabet) * words_per(spec.fan_in))
+    return Kernel(function, tuple(constants), shape, "uint64")

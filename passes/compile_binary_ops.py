@@ -1,0 +1,44 @@
+"""All binary stages as one pass, for use in a pipeline of TVM's own.
+
+    with target:
+        module = tvm.transform.Sequential([CompileBinaryOps(), relax.get_pipeline("zero")])(module)
+    relax.build(module, target)
+
+What is not binary is left as it was, for TVM's or the user's own passes. ``optimize_float=True`` compiles that too.
+"""
+
+from __future__ import annotations
+
+import tvm
+
+from bnn_compiler.options import Algorithm, SignZero
+
+from .float_pipeline import float_pipeline
+from .fold_batch_norm import FoldBatchNorm
+from .lower_binary_ops import LowerBinaryOps
+from .partition_binary_ops import PartitionBinaryOps
+
+
+@tvm.transform.module_pass(opt_level=0, name="CompileBinaryOps")
+class CompileBinaryOps:
+    """FoldBatchNorm, PartitionBinaryOps, LowerBinaryOps and, if asked for, the float pipeline, for one target."""
+
+    def __init__(
+        self,
+        target: tvm.target.Target | None = None,
+        *,
+        algorithm: Algorithm = "auto",
+        sign_zero: SignZero = "plus",
+        optimize_float: bool = False,
+    ) -> None:
+        self._target = target
+        self._partition = PartitionBinaryOps(algorithm=algorithm, sign_zero=sign_zero)
+        self._optimize_float = optimize_float
+
+    def transform_module(self, module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        """Compile the binary layers of ``main``; the report is the module attribute ``bnnc.layers``."""
+        target = self._target or tvm.target.Target.current(allow_none=False)
+        passes = [FoldBatchNorm(), self._partition, LowerBinaryOps(target)]
+        if self._optimize_float:
+            passes += float_pipeline(target)
+        return tvm.transform.Sequential(passes)(module)

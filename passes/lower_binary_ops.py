@@ -1,0 +1,180 @@
+"""Turn composites of binary layers into calls of pack and popcount kernels.
+
+1. Each composite call in ``main`` becomes call_tir(product, call_tir(pack, x)). Layers that read the same tensor with the
+   same comparison and padding share one pack.
+2. Each layer also becomes a function ``layer_<i>`` of the module, from the float tensor that is compared to the layer's
+   float output, calling the same kernels on the same constants: verification and benchmarks run a layer alone.
+3. The report entries of the lowered layers get ``function``, ``kernel``, ``weight_bytes``, ``input`` and ``output``.
+
+The kernels are chosen by the target in scope (``with target:``) or the one given.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Call, GlobalVar
+
+from bnn_compiler.constants import Array
+from bnn_compiler.layer_kernels import Kernel, LayerKernels, plan_kernels
+from bnn_compiler.layers import (
+    BinaryLayer,
+    BinarySpec,
+    LayerNames,
+    apply_moves,
+    binary_composites,
+    composite_names,
+    read_composite,
+)
+from bnn_compiler.passes.partition_binary_ops import LAYERS_ATTR
+from bnn_compiler.schedules.isa import detect_isa
+
+
+class _Constants:
+    """One Relax constant per distinct array, so that main and the layer functions share it."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, tuple[int, ...], bytes], relax.Expr] = {}
+
+    def of(self, array: Array) -> relax.Expr:
+        key = (str(array.dtype), array.shape, array.tobytes())
+        if key not in self._known:
+            self._known[key] = relax.const(np.ascontiguousarray(array))
+        return self._known[key]
+
+
+@relax.expr_functor.mutator
+class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
+    def __init__(self, module: tvm.IRModule, specs: dict[str, tuple[BinarySpec, LayerKernels]]) -> None:
+        super().__init__(module)
+        self._specs = specs
+        self._constants = _Constants()
+        self._packed: dict[tuple[Any, ...], relax.Expr] = {}
+
+    def visit_call_(self, call: Call) -> relax.Expr:
+        """Rule 1."""
+        name = call.op.name_hint if isinstance(call.op, GlobalVar) else None
+        if name not in self._specs:
+            return super().visit_call_(call)
+        spec, kernels = self._specs[name]
+        return self._emit_layer(self.builder_, self.visit_expr(call.args[0]), spec, kernels, share=True)
+
+    def layer_function(self, name: str, spec: BinarySpec, kernels: LayerKernels) -> None:
+        """Rule 2: add ``name`` to the module."""
+        x = relax.Var("x", relax.TensorType(spec.input_shape, "float32"))
+        builder = self.builder_
+        with builder.function(name, [x]):
+            with builder.dataflow():
+                output = builder.emit_output(self._emit_layer(builder, x, spec, kernels, share=False))
+            builder.emit_func_output(output)
+
+    def _emit_layer(
+        self, builder: relax.BlockBuilder, x: relax.Expr, spec: BinarySpec, kernels: LayerKernels, *, share: bool
+    ) -> relax.Expr:
+        key = (
+            x,
+            spec.prefix,
+            kernels.pack.name,
+            kernels.pack.shape,
+            spec.ring,
+            spec.predicate,
+            spec.threshold.tobytes(),
+        )
+        key += (None if spec.direction is None else spec.direction.tobytes(),)
+        bits = self._packed.get(key) if share else None
+        if bits is None:
+            bits = self._call(builder, kernels.pack, apply_moves(builder, x, spec.prefix))
+            if share:
+                self._packed[key] = bits
+        return apply_moves(builder, self._call(builder, kernels.product, bits), spec.suffix)
+
+    def _call(self, builder: relax.BlockBuilder, kernel: Kernel, data: relax.Expr) -> relax.Expr:
+        function = builder.add_func(kernel.function, str(kernel.function.attrs["global_symbol"]))
+        arguments = [data, *(self._constants.of(array) for array in kernel.constants)]
+        call = relax.call_tir(function, arguments, relax.TensorType(kernel.shape, kernel.dtype))
+        return builder.emit(call)
+
+
+def lower_module(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.IRModule, list[BinaryLayer]]:
+    """The lowered module and what verification needs of each layer, in the order of the report."""
+    isa = detect_isa(target)
+    names: list[tuple[str, LayerNames]] = []
+    specs: dict[str, tuple[BinarySpec, LayerKernels]] = {}
+    for variable, function in binary_composites(module).items():
+        spec = read_composite(function)
+        specs[variable.name_hint] = (spec, plan_kernels(spec, isa))
+        names.append((variable.name_hint, composite_names(function)))
+    attributes = dict(module.attrs.items()) if module.attrs else {}
+    entries = json.loads(str(attributes.get(LAYERS_ATTR, "[]")))
+    order = {entry["name"]: index for index, entry in enumerate(entries)}
+    names.sort(key=lambda item: order.get(item[1].node, len(order)))
+
+    lowerer = _Lowerer(module, specs)
+    lowerer.builder_.update_func(module.get_global_var("main"), lowerer.visit_expr(module["main"]))
+    layers = []
+    for index, (composite, layer_names) in enumerate(names):
+        spec, kernels = specs[composite]
+        lowerer.layer_function(f"layer_{index}", spec, kernels)
+        layers.append(_binary_layer(f"layer_{index}", layer_names, spec, kernels))
+    lowered = lowerer.builder_.get()
+    functions = {v: f for v, f in lowered.functions.items() if v.name_hint not in specs}
+    by_node = {layer.name: layer for layer in layers}
+    for entry in entries:
+        layer = by_node.get(entry["name"])
+        if entry["algorithm"] != "float" and layer is not None:
+            entry |= {
+                "kernel": layer.kernel,
+                "weight_bytes": layer.weight_bytes,
+                "function": layer.function,
+                "input": layer.input_tensor,
+                "output": layer.output_tensor,
+            }
+    attributes[LAYERS_ATTR] = json.dumps(entries)
+    return relax.transform.DeadCodeElimination()(tvm.IRModule(functions, attrs=attributes)), layers
+
+
+def _binary_layer(function: str, names: LayerNames, spec: BinarySpec, kernels: LayerKernels) -> BinaryLayer:
+    return BinaryLayer(
+        name=names.node,
+        function=function,
+        input_tensor=names.input_tensor,
+        output_tensor=names.output_tensor,
+        scale=kernels.scale,
+        bias=kernels.bias,
+        macs=spec.macs,
+        fan_in=spec.fan_in,
+        input_shape=spec.input_shape,
+        channel_axis=_channel_axis(spec),
+        exact=kernels.exact,
+        kernel=kernels.product.name,
+        weight_bytes=kernels.weight_bytes,
+        zero_tensor=names.zero_tensor,
+    )
+
+
+def _channel_axis(spec: BinarySpec) -> int:
+    """Axis of the output channels in the layer's output, after its suffix moves."""
+    if spec.geometry is not None:
+        return 1
+    swapped = any(kind == "permute" for kind, _ in spec.suffix)
+    return -2 if swapped else -1
+
+
+@tvm.transform.module_pass(opt_level=0, name="LowerBinaryOps")
+class LowerBinaryOps:
+    """See the module's docstring; what verification needs of each layer is appended to ``layers``."""
+
+    def __init__(self, target: tvm.target.Target | None = None, layers: list[BinaryLayer] | None = None) -> None:
+        self._target = target
+        self._layers = layers
+
+    def transform_module(self, module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        """Lower every composite of ``module``."""
+        lowered, layers = lower_module(module, self._target or tvm.target.Target.current(allow_none=False))
+        if self._layers is not None:
+            self._layers.extend(layers)
+        return lowered
