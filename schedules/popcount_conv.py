@@ -1,0 +1,363 @@
+"""Channel-packed XNOR-popcount convolution.
+
+Bits arrive as uint64 [N, G, W, H + pads, W + pads] with W = planes·ceil(Cg/64) words per pixel. Per image, group and
+band of output rows the kernel
+
+1. gathers a bit-level im2col, ``columns[k][pixel]`` with k = (word, ky, kx), in a workspace that fits the L2 cache,
+2. multiplies it with the weights, uint64 [O, K]: vectors run over adjacent output pixels, weight words are broadcast,
+   so results are contiguous in NCHW, and a tile's columns stay in the L1 cache for all channels,
+3. turns counts into z, and z into float(z)·scale + bias, in registers.
+
+The only trace of zero padding under {-1,+1} is the offset in z: the padding ring holds 0 bits, which count as -1, so
+z gains w for each tap outside the image. That sum depends on the channel and on which taps are outside: the pixel's
+*border class* (9 classes for a 3x3 kernel with pad 1), looked up in a table of int32 per channel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnn_compiler.schedules.geometry import ConvGeometry
+from bnn_compiler.schedules.intrinsics import VectorPopcount, has_table_lookup, lookup_int32x8, vector_popcount
+from bnn_compiler.schedules.isa import Isa
+from bnn_compiler.schedules.kernel_builder import (
+    Argument,
+    Buffer,
+    Expr,
+    Index,
+    PrimFunc,
+    bind,
+    build_kernel,
+    constant,
+    copy_lanes,
+    join,
+    load,
+    minimum,
+    register,
+    serial,
+    splat,
+    store,
+    tile_starts,
+    workspace,
+)
+from bnn_compiler.schedules.pack_weights import pack_conv_weights
+from bnn_compiler.schedules.popcount import (
+    Alphabet,
+    OutDtype,
+    PopcountTile,
+    float_result,
+    integer_result,
+    planes,
+    store_leading,
+    words_per,
+)
+
+#: Bytes of im2col columns per band: a part of every L2 cache the kernels are meant for.
+_BAND_BYTES = 128 * 1024
+#: Tables of border corrections are padded to vectors of this many entries.
+_TABLE_ALIGN = 8
+
+
+def conv_bits_shape(geometry: ConvGeometry, alphabet: Alphabet) -> tuple[int, ...]:
+    """Shape of the packed activation (uint64) that a convolution reads."""
+    words = planes(alphabet) * words_per(geometry.group_in_channels)
+    return (geometry.batch, geometry.groups, words, geometry.padded_height, geometry.padded_width)
+
+
+def has_border_correction(geometry: ConvGeometry, alphabet: Alphabet, zero_padded: bool) -> bool:
+    """Whether z depends on the border class: only -1 cannot be told from padding with zeros."""
+    return alphabet == "bipolar" and zero_padded and any(geometry.pads)
+
+
+def border_classes(geometry: ConvGeometry) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """The class of each output pixel, int32 [OH·OW], and per class the taps outside, bool [classes, kh, kw]."""
+    axes = []
+    for axis, (size, out_size) in enumerate(
+        [(geometry.height, geometry.out_height), (geometry.width, geometry.out_width)]
+    ):
+        starts = np.arange(out_size) * geometry.strides[axis] - geometry.pads[axis]
+        taps = starts[:, None] + np.arange(geometry.kernel[axis])[None, :] * geometry.dilations[axis]
+        outside = (taps < 0) | (taps >= size)
+        axes.append(np.unique(outside, axis=0, return_inverse=True))
+    (row_outside, row_class), (column_outside, column_class) = axes
+    classes = row_class.reshape(-1, 1) * len(column_outside) + column_class.reshape(1, -1)
+    outside = row_outside[:, None, :, None] | column_outside[None, :, None, :]
+    return classes.reshape(-1).astype(np.int32), outside.reshape(-1, *geometry.kernel)
+
+
+def popcount_conv2d_constants(
+    geometry: ConvGeometry, signs: NDArray[np.bool_], *, alphabet: Alphabet, zero_padded: bool
+) -> tuple[NDArray[np.generic], ...]:
+    """The arguments of ``popcount_conv2d`` between bits and scale, from the weights' signs bool [O, Cg, kh, kw].
+
+    They are weights uint64 [O, K], then offsets int32 [O, classes] (where z's offset is not the same constant for all
+    channels), then the border class of each pixel, int32 [OH·OW] (where there is a border correction).
+    """
+    weights = pack_conv_weights(signs, alphabet)
+    if alphabet == "unsigned":
+        return weights, signs.reshape(len(signs), -1).sum(axis=1, dtype=np.int32).reshape(-1, 1)
+    if not has_border_correction(geometry, alphabet, zero_padded):
+        return (weights,)
+    pixel_class, outside = border_classes(geometry)
+    tap_sums = 2 * signs.sum(axis=1, dtype=np.int32) - np.int32(signs.shape[1])
+    corrections = tap_sums.reshape(len(signs), -1) @ outside.reshape(len(outside), -1).T.astype(np.int32)
+    offsets = np.zeros((len(signs), _padded_classes(len(outside))), np.int32)
+    offsets[:, : len(outside)] = corrections + np.int32(signs[0].size)
+    return weights, offsets, pixel_class
+
+
+def _padded_classes(classes: int) -> int:
+    return -(-classes // _TABLE_ALIGN) * _TABLE_ALIGN
+
+
+def popcount_conv2d(
+    geometry: ConvGeometry,
+    *,
+    alphabet: Alphabet,
+    zero_padded: bool,
+    has_scale: bool,
+    has_bias: bool,
+    isa: Isa,
+    out_dtype: OutDtype = "float32",
+) -> PrimFunc:
+    """The kernel (bits, weights, [offsets, [pixel_class]], [scale f32 [O]], [bias f32 [O]]) -> y [N, O, OH, OW].
+
+    ``zero_padded`` says that the padding ring means 0 (its bits must be 0), else the ring's bits are activations.
+    ``popcount_conv2d_constants`` gives the arguments behind ``bits``. An int32 result takes neither scale nor bias.
+    """
+    if out_dtype == "int32" and (has_scale or has_bias):
+        raise ValueError("an int32 result takes neither scale nor bias")
+    plan = _Plan(geometry, alphabet, has_border_correction(geometry, alphabet, zero_padded), isa)
+    channels = (geometry.out_channels,)
+    arguments = [
+        Argument("bits", conv_bits_shape(geometry, alphabet), "uint64"),
+        Argument("weights", (geometry.out_channels, plan.depth), "uint64"),
+    ]
+    if plan.has_table or alphabet == "unsigned":
+        arguments.append(Argument("offsets", (geometry.out_channels, plan.classes), "int32"))
+    if plan.has_table:
+        arguments.append(Argument("pixel_class", (plan.pixels,), "int32"))
+    if has_scale:
+        arguments.append(Argument("scale", channels, "float32"))
+    if has_bias:
+        arguments.append(Argument("bias", channels, "float32"))
+    shape = (geometry.batch, geometry.out_channels, geometry.out_height, geometry.out_width)
+    arguments.append(Argument("output", shape, out_dtype))
+    kernel_shape = "x".join(map(str, geometry.kernel))
+    name = f"popcount_conv2d_{kernel_shape}_{alphabet}_{isa.name}"
+    return build_kernel(name, name, arguments, lambda buffers: _ConvEmitter(plan, dict(buffers)).emit())
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The sizes that shape the loops."""
+
+    geometry: ConvGeometry
+    alphabet: Alphabet
+    has_table: bool
+    isa: Isa
+
+    @property
+    def unit(self) -> VectorPopcount:
+        return vector_popcount(self.isa)
+
+    @property
+    def words(self) -> int:
+        """Words per pixel and group."""
+        return planes(self.alphabet) * words_per(self.geometry.group_in_channels)
+
+    @property
+    def depth(self) -> int:
+        """Words per dot product."""
+        return self.words * self.geometry.kernel[0] * self.geometry.kernel[1]
+
+    @property
+    def pixels(self) -> int:
+        return self.geometry.out_height * self.geometry.out_width
+
+    @property
+    def classes(self) -> int:
+        """Entries of the offset table per channel."""
+        return _padded_classes(len(border_classes(self.geometry)[1])) if self.has_table else 1
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether the bits are already the columns."""
+        geometry = self.geometry
+        unpadded = (geometry.padded_height, geometry.padded_width) == (geometry.out_height, geometry.out_width)
+        return geometry.kernel == (1, 1) and unpadded and self.pixels >= self.unit.lanes
+
+    @property
+    def band_rows(self) -> int:
+        """Output rows whose columns are gathered at a time; bands overlap where this does not divide the height."""
+        height, width = self.geometry.out_height, self.geometry.out_width
+        if self.is_pointwise:
+            return height
+        fitting = max(_BAND_BYTES // (self.depth * width * 8), -(-self.unit.lanes // width), 1)
+        return -(-height // -(-height // fitting)) if fitting < height else height
+
+    @property
+    def bands(self) -> int:
+        return -(-self.geometry.out_height // self.band_rows)
+
+    @property
+    def column_stride(self) -> int:
+        """Elements between rows of the columns: whole vectors, and no multiple of 4 KiB, which would alias in L1."""
+        if self.is_pointwise:
+            return self.pixels
+        stride = -(-self.band_rows * self.geometry.out_width // 8) * 8
+        return stride + 8 if stride % 512 == 0 else stride
+
+
+class _ConvEmitter:
+    """Emits the loops of one convolution."""
+
+    def __init__(self, plan: _Plan, buffers: dict[str, Buffer]) -> None:
+        self.plan = plan
+        self.unit = plan.unit
+        self.buffers = buffers
+        lanes = self.unit.lanes
+        band_pixels = plan.band_rows * plan.geometry.out_width
+        vectors = min(self.unit.tile[0], -(-band_pixels // lanes))
+        self.tile_shape = (vectors, min(self.unit.tile[1], plan.geometry.group_out_channels))
+        self.tile = PopcountTile(self.unit, *self.tile_shape, plan.depth)
+        self.band_pixels = band_pixels
+        self.columns = buffers["bits"] if plan.is_pointwise else workspace(plan.depth * plan.column_stride, "uint64")
+        self.spill = register(lanes, "float32" if str(buffers["output"].dtype) == "float32" else "int32")
+
+    def emit(self) -> None:
+        """Loop over images, groups and bands."""
+        plan = self.plan
+        geometry = plan.geometry
+        with serial(geometry.batch) as image, serial(geometry.groups) as group, serial(plan.bands) as band:
+            plane = image * geometry.groups + group
+            first_row = band * plan.band_rows
+            if plan.bands * plan.band_rows > geometry.out_height:
+                last = geometry.out_height - plan.band_rows
+                first_row = bind(minimum(first_row, last))
+            if plan.is_pointwise:
+                column_start = plane * (plan.words * plan.pixels)
+            else:
+                column_start = 0
+                self._gather_columns(plane, first_row)
+            self._multiply(image, group, column_start, first_row * geometry.out_width)
+
+    def _gather_columns(self, plane: Expr, first_row: Expr) -> None:
+        """columns[word, ky, kx][pixel] of one band; rows are copied in vectors that may overlap."""
+        plan = self.plan
+        geometry = plan.geometry
+        (kernel_height, kernel_width), (stride_y, stride_x) = geometry.kernel, geometry.strides
+        lanes = copy_lanes(geometry.out_width, 8)
+        full, rest = tile_starts(geometry.out_width, lanes, 1)
+        with (
+            serial(plan.words) as word,
+            serial(kernel_height) as tap_y,
+            serial(kernel_width) as tap_x,
+            serial(plan.band_rows) as row,
+        ):
+            input_row = (first_row + row) * stride_y + tap_y * geometry.dilations[0]
+            source = (plane * plan.words + word) * geometry.padded_height + input_row
+            source = bind(source * geometry.padded_width + tap_x * geometry.dilations[1])
+            k = (word * kernel_height + tap_y) * kernel_width + tap_x
+            target = bind(k * plan.column_stride + row * geometry.out_width)
+
+            def copy(start: Index) -> None:
+                value = load(self.buffers["bits"], source + start * stride_x, lanes, stride_x)
+                store(self.columns, target + start, value, lanes)
+
+            with serial(full) as vector:
+                copy(vector * lanes)
+            for start in rest:
+                copy(start)
+
+    def _multiply(self, image: Expr, group: Expr, column_start: Index, first_pixel: Expr) -> None:
+        """Tiles of pixels outside, channels inside: a tile's columns stay in L1."""
+        lanes = self.unit.lanes
+        vectors = self.tile_shape[0]
+        if self.band_pixels < lanes:
+            self._channels(image, group, column_start, first_pixel, [0], self.band_pixels)
+            return
+        full, rest = tile_starts(self.band_pixels, lanes, vectors)
+        if full:
+            with serial(full) as tile:
+                starts = [tile * (vectors * lanes) + vector * lanes for vector in range(vectors)]
+                self._channels(image, group, column_start, first_pixel, starts, lanes)
+        if rest:
+            self._channels(image, group, column_start, first_pixel, rest, lanes)
+
+    def _channels(
+        self, image: Expr, group: Expr, column_start: Index, first_pixel: Expr, starts: list[Index], valid: int
+    ) -> None:
+        channels = self.plan.geometry.group_out_channels
+        rows = self.tile_shape[1]
+        block = partial(
+            self._block, image, column_start=column_start, first_pixel=first_pixel, starts=starts, valid=valid
+        )
+        with serial(channels // rows) as index:
+            block(group * channels + index * rows, rows)
+        if channels % rows:
+            block(group * channels + channels // rows * rows, channels % rows)
+
+    def _block(
+        self,
+        image: Expr,
+        first_channel: Expr,
+        rows: int,
+        *,
+        column_start: Index,
+        first_pixel: Expr,
+        starts: list[Index],
+        valid: int,
+    ) -> None:
+        """One register tile: the vectors at ``starts`` for ``rows`` channels."""
+        plan = self.plan
+        lanes = self.unit.lanes
+        first_channel = bind(first_channel)
+        totals = self.tile.emit(
+            len(starts),
+            rows,
+            lambda k, i: load(self.columns, column_start + k * plan.column_stride + starts[i], lanes),
+            lambda k, j: load(self.buffers["weights"], (first_channel + j) * plan.depth + k),
+        )
+        for j in range(rows):
+            channel = first_channel + j
+            scale, bias = (
+                bind(splat(load(self.buffers[name], channel), lanes)) if name in self.buffers else None
+                for name in ("scale", "bias")
+            )
+            output = bind((image * plan.geometry.out_channels + channel) * plan.pixels + first_pixel)
+            for i, start in enumerate(starts):
+                offset = self._offset(channel, first_pixel + start, valid)
+                y = integer_result(totals[i][j], offset, plan.alphabet, lanes)
+                if str(self.buffers["output"].dtype) == "float32":
+                    y = float_result(y, scale, bias, lanes, plan.isa)
+                store_leading(self.buffers["output"], output + start, y, valid, lanes, self.spill)
+
+    def _offset(self, channel: Expr, pixel: Expr, valid: int) -> Expr:
+        """The offset in z of ``lanes`` pixels of a channel, int32 x lanes."""
+        plan = self.plan
+        lanes = self.unit.lanes
+        if not plan.has_table:
+            if plan.alphabet == "unsigned":
+                return splat(load(self.buffers["offsets"], channel), lanes)
+            geometry = plan.geometry
+            weights = geometry.group_in_channels * geometry.kernel[0] * geometry.kernel[1]
+            return constant(weights, "int32", lanes)
+        table = channel * plan.classes
+        offsets = self.buffers["offsets"]
+        if valid < lanes:
+            # Fewer pixels than lanes: the class map ends here, so it cannot be loaded as a vector.
+            indices = [load(self.buffers["pixel_class"], pixel + min(lane, valid - 1)) for lane in range(lanes)]
+            return _gather(offsets, table, indices)
+        if has_table_lookup(plan.isa) and plan.classes <= 4 * _TABLE_ALIGN:
+            entries = [load(offsets, table + start, 8) for start in range(0, plan.classes, _TABLE_ALIGN)]
+            return lookup_int32x8(entries, load(self.buffers["pixel_class"], pixel, lanes))
+        return _gather(offsets, table, [load(self.buffers["pixel_class"], pixel + lane) for lane in range(lanes)])
+
+
+def _gather(table: Buffer, start: Expr, indices: list[Expr]) -> Expr:
+    return join([load(table, start + index) for index in indices])
