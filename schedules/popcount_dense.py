@@ -1,0 +1,186 @@
+"""Channel-packed XNOR-popcount dense layers: y = x·Wᵀ for x [M, K] and W [N, K] of ±1.
+
+Bits arrive as uint64 [M, planes·KW] in strided order (``pack``). Vectors run over adjacent output features, which lie
+next to each other in the packed weights; activation words are broadcast. One row (batch 1) streams the weights once
+through the caches and keeps as many feature vectors in flight as there are registers; several rows share each load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnn_compiler.schedules.intrinsics import VectorPopcount, vector_popcount
+from bnn_compiler.schedules.isa import Isa
+from bnn_compiler.schedules.kernel_builder import (
+    Argument,
+    Buffer,
+    Expr,
+    Index,
+    PrimFunc,
+    bind,
+    build_kernel,
+    constant,
+    load,
+    register,
+    serial,
+    store,
+)
+from bnn_compiler.schedules.pack_weights import DENSE_INTERLEAVE, pack_dense_weights
+from bnn_compiler.schedules.popcount import (
+    Alphabet,
+    OutDtype,
+    PopcountTile,
+    float_result,
+    integer_result,
+    planes,
+    words_per,
+)
+
+
+def dense_bits_shape(rows: int, in_features: int, alphabet: Alphabet) -> tuple[int, int]:
+    """Shape of the packed activation (uint64) that a dense layer reads."""
+    return (rows, planes(alphabet) * words_per(in_features))
+
+
+def popcount_dense_constants(signs: NDArray[np.bool_], *, alphabet: Alphabet) -> tuple[NDArray[np.generic], ...]:
+    """The arguments of ``popcount_dense`` between bits and scale, from the weights' signs bool [N, K].
+
+    They are weights uint64 [ceil(N/8), planes·KW, 8], then for an unsigned alphabet offsets int32 [N].
+    """
+    weights = pack_dense_weights(signs, alphabet)
+    return (weights, signs.sum(axis=1, dtype=np.int32)) if alphabet == "unsigned" else (weights,)
+
+
+def popcount_dense(
+    rows: int,
+    in_features: int,
+    out_features: int,
+    *,
+    alphabet: Alphabet,
+    has_scale: bool,
+    has_bias: bool,
+    isa: Isa,
+    out_dtype: OutDtype = "float32",
+) -> PrimFunc:
+    """The kernel (bits, weights, [offsets], [scale f32 [N]], [bias f32 [N]]) -> y [M, N].
+
+    ``popcount_dense_constants`` gives the arguments behind ``bits``. An int32 result takes neither scale nor bias.
+    """
+    if out_dtype == "int32" and (has_scale or has_bias):
+        raise ValueError("an int32 result takes neither scale nor bias")
+    layer = _Layer(rows, in_features, out_features, alphabet, isa)
+    blocks = -(-out_features // DENSE_INTERLEAVE)
+    arguments = [
+        Argument("bits", dense_bits_shape(rows, in_features, alphabet), "uint64"),
+        Argument("weights", (blocks, layer.depth, DENSE_INTERLEAVE), "uint64"),
+    ]
+    if alphabet == "unsigned":
+        arguments.append(Argument("offsets", (out_features,), "int32"))
+    if has_scale:
+        arguments.append(Argument("scale", (out_features,), "float32"))
+    if has_bias:
+        arguments.append(Argument("bias", (out_features,), "float32"))
+    arguments.append(Argument("output", (rows, out_features), out_dtype))
+    name = f"popcount_dense_{alphabet}_{isa.name}"
+    return build_kernel(name, name, arguments, lambda buffers: _DenseEmitter(layer, buffers).emit())
+
+
+@dataclass(frozen=True)
+class _Layer:
+    rows: int
+    in_features: int
+    out_features: int
+    alphabet: Alphabet
+    isa: Isa
+
+    @property
+    def depth(self) -> int:
+        """Words per dot product."""
+        return planes(self.alphabet) * words_per(self.in_features)
+
+
+class _DenseEmitter:
+    """Emits the loops of one dense layer."""
+
+    def __init__(self, layer: _Layer, buffers: Mapping[str, Buffer]) -> None:
+        self.layer = layer
+        self.buffers = buffers
+        self.unit: VectorPopcount = vector_popcount(layer.isa)
+        lanes = self.unit.lanes
+        vectors = -(-layer.out_features // lanes)
+        tile_vectors, tile_rows = self.unit.tile
+        self.tile_rows = min(tile_rows, layer.rows)
+        # Few rows leave registers for more vectors of features.
+        self.tile_vectors = min(tile_vectors * tile_rows // self.tile_rows, self.unit.tile[0] * 2, vectors)
+        self.tile = PopcountTile(self.unit, self.tile_vectors, self.tile_rows, layer.depth)
+        self.spill = register(lanes, "int32")
+
+    def emit(self) -> None:
+        """Features outside, rows inside: a tile's weights stay in L1 for all rows."""
+        tile_features = self.tile_vectors * self.unit.lanes
+        with serial(self.layer.out_features // tile_features) as tile:
+            self._rows(tile * tile_features, tile_features)
+        if rest := self.layer.out_features % tile_features:
+            self._rows(self.layer.out_features - rest, rest)
+
+    def _rows(self, first_feature: Index, features: int) -> None:
+        with serial(self.layer.rows // self.tile_rows) as tile:
+            self._block(tile * self.tile_rows, self.tile_rows, first_feature, features)
+        if rest := self.layer.rows % self.tile_rows:
+            self._block(self.layer.rows - rest, rest, first_feature, features)
+
+    def _block(self, first_row: Index, rows: int, first_feature: Index, features: int) -> None:
+        """One register tile; the last vector of ``features`` may be partly real."""
+        layer = self.layer
+        lanes = self.unit.lanes
+        vectors = -(-features // lanes)
+        # Vectors narrower than the interleave take a part of it.
+        parts = DENSE_INTERLEAVE // lanes
+        first_block = first_feature // DENSE_INTERLEAVE
+        first_part = first_feature // lanes % parts
+
+        def vector_at(k: Index, i: int) -> Expr:
+            part = first_part + i
+            block = first_block + part // parts
+            return load(
+                self.buffers["weights"], (block * layer.depth + k) * DENSE_INTERLEAVE + part % parts * lanes, lanes
+            )
+
+        totals = self.tile.emit(
+            vectors, rows, vector_at, lambda k, j: load(self.buffers["bits"], (first_row + j) * layer.depth + k)
+        )
+        for i in range(vectors):
+            feature = first_feature + i * lanes
+            if features - i * lanes >= lanes:
+                parameters = self._parameters(feature, lanes)
+                for j in range(rows):
+                    z = integer_result(totals[i][j], self._offset(feature, lanes), layer.alphabet, lanes)
+                    self._store((first_row + j) * layer.out_features + feature, z, parameters, lanes)
+                continue
+            for j in range(rows):
+                store(self.spill, 0, totals[i][j].astype(f"int32x{lanes}"), lanes)
+                for lane in range(features - i * lanes):
+                    z = integer_result(load(self.spill, lane), self._offset(feature + lane, 1), layer.alphabet, 1)
+                    index = (first_row + j) * layer.out_features + feature + lane
+                    self._store(index, z, self._parameters(feature + lane, 1), 1)
+
+    def _parameters(self, feature: Index, lanes: int) -> list[Expr | None]:
+        return [
+            bind(load(self.buffers[name], feature, lanes)) if name in self.buffers else None
+            for name in ("scale", "bias")
+        ]
+
+    def _offset(self, feature: Index, lanes: int) -> Expr:
+        if self.layer.alphabet == "unsigned":
+            return load(self.buffers["offsets"], feature, lanes)
+        return constant(self.layer.in_features, "int32", lanes)
+
+    def _store(self, index: Expr, z: Expr, parameters: list[Expr | None], lanes: int) -> None:
+        output = self.buffers["output"]
+        if str(output.dtype) == "float32":
+            z = float_result(z, parameters[0], parameters[1], lanes, self.layer.isa)
+        store(output, index, z, lanes)
