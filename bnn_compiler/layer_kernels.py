@@ -97,7 +97,9 @@ def plan_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
         constants = popcount_dense_constants(binary.signs, alphabet=alphabet)
         shape = (spec.rows, spec.out_channels)
     product = Kernel(function, (*constants, *epilogue), shape, "float32")
-    return LayerKernels(pack, product, scale, bias, binary.exact)
+    # Every partial sum of the float convolution is then an integer times a power of two: no rounding anywhere.
+    exact = binary.exact and bias is None and bool(np.all(np.abs(np.frexp(scale)[0]) == 0.5))
+    return LayerKernels(pack, product, scale, bias, exact)
 
 
 def _alphabet(spec: BinarySpec) -> Alphabet:

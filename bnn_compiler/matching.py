@@ -48,13 +48,17 @@ class LayerMatcher:
         self.uses = _count_uses(function)
         self.readers = _sole_readers(function)
         self._names = names
+        self.has_names = bool(names)
         self._sign_zero = sign_zero
 
     def names_of(self, variable: Var, call: Call) -> LayerNames:
         """ONNX names where the front end left them, else Relax's."""
         entry = self._names.get(variable.name, {})
         return LayerNames(
-            entry.get("node", variable.name), entry.get("op", op_name(call).removeprefix("relax.")), None, entry.get("output")
+            entry.get("node", variable.name),
+            entry.get("op", op_name(call).removeprefix("relax.")),
+            None,
+            entry.get("output"),
         )
 
     def tensor_name(self, variable: relax.Expr) -> str | None:
@@ -140,7 +144,9 @@ def _convolution(call: Call, data: relax.Expr, weights: Array, plan: Binarizer) 
             # Two rings of different values: pack the padded tensor itself.
             packed = _packed_as_it_is(data, plan)
             if packed is None:
-                return NotBinary("padding_not_in_alphabet", "an explicit pad and zero padding of the convolution together")
+                return NotBinary(
+                    "padding_not_in_alphabet", "an explicit pad and zero padding of the convolution together"
+                )
             plan, prefix = packed, ()
         else:
             top, left, bottom, right = plan.padding.widths
@@ -177,7 +183,9 @@ def _dense(call: Call, data: relax.Expr, weights: Array, plan: Binarizer, *, lef
     if threshold is None or plan.padding is not None or (left_weight and threshold.size > 1):
         packed = _packed_as_it_is(data, plan)
         if packed is None:
-            return NotBinary("unsupported_form", "the activation of a matrix product is padded or has a threshold per row")
+            return NotBinary(
+                "unsupported_form", "the activation of a matrix product is padded or has a threshold per row"
+            )
         plan, threshold, prefix = packed, packed.threshold, ()
     suffix: tuple[Move, ...]
     if left_weight:
@@ -262,7 +270,9 @@ def _simplified(plan: Binarizer) -> tuple[Move, ...]:
                 move = ("permute", tuple(previous[1][axis] for axis in move[1]))
         before = shapes[-1]
         after = tuple(before[axis] for axis in move[1]) if move[0] == "permute" else move[1]
-        if (move[0] == "permute" and move[1] == tuple(range(len(before)))) or (move[0] == "reshape" and after == before):
+        if (move[0] == "permute" and move[1] == tuple(range(len(before)))) or (
+            move[0] == "reshape" and after == before
+        ):
             continue
         moves.append(move)
         shapes.append(after)

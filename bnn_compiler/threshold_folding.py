@@ -4,14 +4,13 @@ compare(g(x), t) with g made of multiply, add, subtract, divide by per-channel c
 direction·x >= T with one float T per channel (``monotone_thresholds``), bit for bit in the model's own float32 rounding.
 The kernel that packs signs then reads x itself, and the affine map is never computed.
 
-Conditions: (1) the compared tensor is read by this comparison alone (else it has to be made anyway); (2) the predicate is
+Conditions: (1) each tensor that is skipped is read by the chain alone (else it has to be made anyway); (2) the predicate is
 one-sided; (3) every operation has a constant that varies along the channel axis alone; (4) g is monotone, which the
 bisection checks.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +19,7 @@ from tvm.ir import Call, Var
 
 from bnn_compiler.constants import BINARY, Array, apply_elementwise, op_name, static_shape
 from bnn_compiler.layers import BinarySpec
+from bnn_compiler.matching import LayerMatcher
 from bnn_compiler.monotone_thresholds import solve_thresholds
 from bnn_compiler.value_sets import ValueSetAnalysis
 
@@ -27,9 +27,7 @@ _AFFINE = ("relax.multiply", "relax.add", "relax.subtract", "relax.divide")
 _ONE_SIDED = {"ge": np.greater_equal, "gt": np.greater, "le": np.less_equal, "lt": np.less}
 
 
-def fold_affine_chain(
-    base: Var, spec: BinarySpec, analysis: ValueSetAnalysis, uses: Counter[Var]
-) -> tuple[Var, BinarySpec]:
+def fold_affine_chain(base: Var, spec: BinarySpec, matcher: LayerMatcher) -> tuple[Var, BinarySpec]:
     """``spec`` moved to the start of the chain in front of ``base``, or both unchanged."""
     if spec.predicate not in _ONE_SIDED or any(move[0] == "permute" for move in spec.prefix):
         return base, spec
@@ -37,15 +35,7 @@ def fold_affine_chain(
     channels = spec.input_shape[axis]
     if rank not in (2, 4) or (spec.prefix and rank == 4):
         return base, spec
-    steps: list[tuple[str, Array | None]] = []
-    start = base
-    while _readers(start, analysis, uses) <= 1:
-        call = analysis.definition(start)
-        step = _channel_step(call, analysis, rank, channels)
-        if step is None or not isinstance(call, Call):
-            break
-        steps.append(step)
-        start = call.args[0]
+    start, steps = _chain_before(base, matcher, rank, channels)
     if not any(name in _AFFINE for name, _ in steps):
         return base, spec
     compare = _ONE_SIDED[spec.predicate]
@@ -66,9 +56,25 @@ def fold_affine_chain(
     return start, folded
 
 
-def _readers(variable: relax.Expr, analysis: ValueSetAnalysis, uses: Counter[Var]) -> int:
-    """How many expressions read ``variable``; a comparison and a renaming each count as one."""
-    return uses[variable] if isinstance(variable, Var) else 2
+def _chain_before(
+    base: Var, matcher: LayerMatcher, rank: int, channels: int
+) -> tuple[Var, list[tuple[str, Array | None]]]:
+    """The longest chain that ends in ``base`` and starts at a tensor of the model; operators from the last to the first.
+
+    A tensor that ONNX does not name (a convolution before its bias is added) cannot be verified, so no layer starts there.
+    """
+    steps: list[tuple[str, Array | None]] = []
+    start, length, current = base, 0, base
+    while matcher.uses[current] <= 1:
+        call = matcher.analysis.definition(current)
+        step = _channel_step(call, matcher.analysis, rank, channels)
+        if step is None or not isinstance(call, Call):
+            break
+        steps.append(step)
+        current = call.args[0]
+        if not matcher.has_names or matcher.tensor_name(current) is not None:
+            start, length = current, len(steps)
+    return start, steps[:length]
 
 
 def _channel_step(

@@ -93,7 +93,7 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         return apply_moves(builder, self._call(builder, kernels.product, bits), spec.suffix)
 
     def _call(self, builder: relax.BlockBuilder, kernel: Kernel, data: relax.Expr) -> relax.Expr:
-        function = builder.add_func(kernel.function, str(kernel.function.attrs["global_symbol"]))
+        function = builder.add_func(kernel.function, kernel.name)
         arguments = [data, *(self._constants.of(array) for array in kernel.constants)]
         call = relax.call_tir(function, arguments, relax.TensorType(kernel.shape, kernel.dtype))
         return builder.emit(call)

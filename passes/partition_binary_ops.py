@@ -28,6 +28,7 @@ from bnn_compiler.threshold_folding import fold_affine_chain
 
 LAYERS_ATTR = "bnnc.layers"
 NAMES_ATTR = "bnnc.names"
+INPUTS_ATTR = "bnnc.inputs"
 _PRODUCTS = (
     "relax.nn.conv1d",
     "relax.nn.conv2d",
@@ -58,7 +59,7 @@ def _plan(matcher: LayerMatcher, algorithm: Algorithm) -> dict[Var, _Planned]:
         found, binary_weights = matcher.match(call)
         entry = _report_entry(matcher, variable, call, found, binary_weights=binary_weights, algorithm=algorithm)
         if isinstance(found, Match) and algorithm != "float":
-            base, spec = fold_affine_chain(found.binarizer.base, found.spec, matcher.analysis, matcher.uses)
+            base, spec = fold_affine_chain(found.binarizer.base, found.spec, matcher)
             plan = found.binarizer
             zero_tensor = matcher.tensor_name(plan.base) if plan.zero_taken_as_plus else None
             planned[variable] = _Planned(call, entry, base, spec, zero_tensor)
@@ -144,6 +145,14 @@ def _verdict(found: Match | NotBinary, *, binary_weights: bool) -> tuple[str, st
     return "binary_weight", "activations_not_symmetric", f"activations take the values {plan.low:g} and {plan.high:g}"
 
 
+def _onnx_names(module: tvm.IRModule) -> dict[str, dict[str, Any]]:
+    """ONNX node and tensor of each Relax variable, as the front end left them; empty for modules from elsewhere."""
+    attributes = module.attrs or {}
+    inputs = json.loads(str(attributes[INPUTS_ATTR])) if INPUTS_ATTR in attributes else {}
+    names = json.loads(str(attributes[NAMES_ATTR])) if NAMES_ATTR in attributes else {}
+    return {parameter: {"output": tensor} for parameter, tensor in inputs.items()} | names
+
+
 def _weight_shape(call: Call, matcher: LayerMatcher) -> list[int]:
     for arg in reversed(call.args[:2]):
         value = matcher.analysis.constants.value(arg)
@@ -176,8 +185,7 @@ class PartitionBinaryOps:
     def transform_module(self, module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Partition the function ``main``."""
         main = module["main"]
-        names = json.loads(str(module.attrs[NAMES_ATTR])) if module.attrs and NAMES_ATTR in module.attrs else {}
-        matcher = LayerMatcher(main, names, self._sign_zero)
+        matcher = LayerMatcher(main, _onnx_names(module), self._sign_zero)
         planned = _plan(matcher, self._algorithm)
         partitioner = _Partitioner(module, matcher, planned)
         partitioner.builder_.update_func(module.get_global_var("main"), partitioner.visit_expr(main))
