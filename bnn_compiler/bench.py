@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
@@ -141,22 +142,22 @@ def bench_layers(
     ONNX Runtime runs the part of ``model`` from the layer's ``input`` tensor to its ``output`` tensor; both sides get
     the values that the network itself puts there.
     """
-    wanted = [layer for layer in layers if layer.get("function") and layer.get("input") and layer.get("output")]
+    wanted = []
+    for layer in layers:
+        function, source, target = layer.get("function"), layer.get("input"), layer.get("output")
+        if function and source and target:
+            wanted.append((layer, function, source, target))
     values: dict[str, Array] = dict(sample_feeds(inputs, seed, 0))
-    values |= Reference(expose(model, [layer["input"] for layer in wanted]), optimise=False).run(values)
+    values |= Reference(expose(model, [source for _, _, source, _ in wanted]), optimise=False).run(values)
     timings = []
-    for index, layer in enumerate(wanted):
-        source = np.ascontiguousarray(values[layer["input"]])
-        reference = Reference(extract(model, layer["input"], layer["output"], source.shape), threads=threads)
-        ours, theirs = time_in_turn(_layer_calls(compiled, layer, source, reference), rounds)
+    for index, (layer, function, source, target) in enumerate(wanted):
+        value = np.ascontiguousarray(values[source])
+        reference = Reference(extract(model, source, target, value.shape), threads=threads)
+        calls: list[Call] = [partial(compiled.run_function, function, value), partial(reference.run, {source: value})]
+        ours, theirs = time_in_turn(calls, rounds)
         timings.append(Timing(layer["name"], layer["macs"], ours, theirs))
         progress((index + 1) / len(wanted))
     return timings
-
-
-def _layer_calls(compiled: Runnable, layer: LayerReport, source: Array, reference: Reference) -> list[Call]:
-    function, feeds = layer["function"], {layer["input"]: source}
-    return [lambda: compiled.run_function(function, source), lambda: reference.run(feeds)]
 
 
 def bench_report(

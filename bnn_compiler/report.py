@@ -7,6 +7,7 @@ describes it for readers; a test keeps that page and :data:`REASONS` the same.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
@@ -48,12 +49,12 @@ class LayerReport(_Layer, total=False):
     """One convolution or dense layer, in the order of the graph.
 
     ``function``, ``input`` and ``output`` are there when ``algorithm`` is ``popcount``: the artifact's function of
-    this layer alone, the ONNX tensor it takes and the ONNX tensor it gives.
+    this layer alone, the ONNX tensor it takes and the one it gives; null where a tensor has no name in the model.
     """
 
     function: str
-    input: str
-    output: str
+    input: str | None
+    output: str | None
 
 
 class NoteReport(TypedDict):
@@ -113,23 +114,43 @@ def make_report(
     model: str,
     target: str,
     versions: Mapping[str, str],
-    layers: Sequence[LayerReport],
+    layers: Sequence[Mapping[str, Any]],
     notes: Sequence[NoteReport] = (),
     verification: VerificationReport | None = None,
 ) -> Report:
-    """Assemble a report; checks that every reason is one of :data:`REASONS` and agrees with the status."""
-    for layer in layers:
-        assert layer["reason"] in REASONS, f"undocumented reason {layer['reason']!r} at layer {layer['name']!r}"
-        assert (layer["status"] == "binary") <= (layer["reason"] in ("", "algorithm_forced")), layer
+    """Assemble a report from the entries that passes made; float layers may lack ``kernel`` and ``weight_bytes``."""
     return {
         "schema": SCHEMA,
         "model": model,
         "target": target,
         "versions": dict(versions),
         "notes": list(notes),
-        "layers": list(layers),
+        "layers": [_layer_report(layer) for layer in layers],
         "verification": verification,
     }
+
+
+def _layer_report(entry: Mapping[str, Any]) -> LayerReport:
+    """The entry with every field of the schema, in its order."""
+    status, reason = entry["status"], entry["reason"]
+    assert reason in REASONS, f"undocumented reason {reason!r} at layer {entry['name']!r}"
+    assert status != "binary" or reason in ("", "algorithm_forced"), f"binary layer with a reason: {entry}"
+    report: LayerReport = {
+        "name": entry["name"],
+        "op": entry["op"],
+        "status": status,
+        "reason": reason,
+        "detail": entry["detail"],
+        "macs": entry["macs"],
+        "algorithm": entry["algorithm"],
+        "kernel": entry.get("kernel"),
+        "weight_shape": list(entry["weight_shape"]),
+        # A float layer stores its weights as float32.
+        "weight_bytes": entry.get("weight_bytes", 4 * math.prod(entry["weight_shape"])),
+    }
+    if entry["algorithm"] == "popcount":
+        report["function"], report["input"], report["output"] = entry["function"], entry["input"], entry["output"]
+    return report
 
 
 def to_json(value: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from .tables import print_bench, summarise_layers
 @click.option(
     "--rounds", type=click.IntRange(3, 1000), default=15, show_default=True, help="Measurements of each side."
 )
-@threads_option(1)
+@threads_option
 @compile_options
 @verify_option
 @quiet_and_verbose
@@ -42,7 +41,6 @@ def bench_command(
     shapes = shapes_by_name(input_shapes)
     if json_path is not None:
         check_writable(json_path)
-    os.environ["TVM_NUM_THREADS"] = str(threads)
 
     import bnn_compiler  # noqa: PLC0415
     from bnn_compiler.bench import bench_layers, bench_network, bench_report  # noqa: PLC0415
@@ -53,6 +51,7 @@ def bench_command(
         compiled = bnn_compiler.compile_model(
             model, input_shapes=shapes, progress=lambda stage, part: progress(stage, part / 2), **options
         )
+        compiled.model.set_num_threads(threads)
         imported = import_onnx(model, input_shapes=shapes)
         report = compiled.report
         macs = sum(layer["macs"] for layer in report["layers"])

@@ -43,9 +43,9 @@ def verify_option(command: Command) -> Command:
     )(command)
 
 
-def threads_option(default: int | None) -> Callable[[Command], Command]:
-    """Add ``--threads``; without a default TVM's own choice holds (all cores)."""
+def threads_option(command: Command) -> Command:
+    """Add ``--threads``."""
+    threads = click.IntRange(1, 1024)
     return click.option(
-        "--threads", type=click.IntRange(1, 1024), default=default, show_default=default is not None, metavar="N",
-        help="Threads to compute with." + ("" if default else "  [default: all cores]"),
-    )  # fmt: skip
+        "--threads", type=threads, default=1, show_default=True, metavar="N", help="Threads to compute with."
+    )(command)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from pathlib import Path
@@ -30,24 +29,22 @@ if TYPE_CHECKING:
 )
 @click.option("--output", "output_path", type=click.Path(path_type=Path), help="Write the outputs by name (.npz).")
 @click.option("--repeat", type=click.IntRange(1), default=1, metavar="N", help="Run N times and print the latency.")
-@threads_option(None)
+@threads_option
 @quiet_and_verbose
 @pass_context
 def run_command(
-    context: Context, /, library: Path, input_path: Path, output_path: Path | None, repeat: int, threads: int | None
+    context: Context, /, library: Path, input_path: Path, output_path: Path | None, repeat: int, threads: int
 ) -> None:
     """Run LIBRARY, compiled by `bnnc compile`, on the arrays of a .npz file."""
     context.subject = str(library)
     if output_path is not None:
         check_writable(output_path)
-    if threads is not None:
-        os.environ["TVM_NUM_THREADS"] = str(threads)
 
     import numpy as np  # noqa: PLC0415
 
     import bnn_compiler  # noqa: PLC0415
 
-    compiled = bnn_compiler.load(library)
+    compiled = bnn_compiler.load(library, threads)
     feeds = _read_feeds(input_path)
     seconds = []
     outputs: dict[str, npt.NDArray[np.generic]] = {}

@@ -39,7 +39,7 @@ def print_layers(streams: Streams, report: Report) -> None:
             layer["kernel"] or layer["algorithm"],
             escape(_why(layer)),
         )
-    streams.console.print(table)
+    _print(streams, table)
 
 
 def summarise_layers(report: Report) -> str:
@@ -89,7 +89,7 @@ def print_bench(streams: Streams, report: BenchReport) -> None:
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for timing in (report["network"], *report["layers"]):
         table.add_row(*_timing_row(timing))
-    streams.console.print(table)
+    _print(streams, table)
 
 
 def print_outputs(streams: Streams, outputs: Mapping[str, npt.NDArray[np.generic]]) -> None:
@@ -100,7 +100,7 @@ def print_outputs(streams: Streams, outputs: Mapping[str, npt.NDArray[np.generic
     for name, value in outputs.items():
         first = " ".join(f"{item:.6g}" for item in value.reshape(-1)[:10].tolist())
         table.add_row(escape(name), str(value.dtype), "×".join(map(str, value.shape)) or "scalar", first)
-    streams.console.print(table)
+    _print(streams, table)
 
 
 def count(number: int) -> str:
@@ -126,6 +126,17 @@ def _why(layer: LayerReport) -> str:
     if not layer["reason"]:
         return layer["detail"]
     return layer["reason"] + (f": {layer['detail']}" if layer["detail"] else f": {REASONS[layer['reason']]}")
+
+
+def _print(streams: Streams, table: Table) -> None:
+    console = streams.console
+    if streams.out.isatty():
+        console.print(table)
+        return
+    with console.capture() as capture:
+        console.print(table)
+    # Cells are padded to the column's width; in a file or a pipe that is only noise at the end of lines.
+    streams.out.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
 
 def _table(streams: Streams) -> Table:
