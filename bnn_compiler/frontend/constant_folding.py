@@ -65,7 +65,7 @@ def fold_constants(model: onnx.ModelProto) -> int:
             continue
         for name, array in zip(node.output, results, strict=True):
             if name:
-                constants[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
+                constants[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
     folded = len(graph.node) - len(kept)
     del graph.node[:]
     graph.node.extend(kept)

@@ -43,9 +43,9 @@ def import_onnx(model: Source, *, input_shapes: Mapping[str, tuple[int, ...]] = 
     try:
         return _import(model, input_shapes, PurePath(label).stem or label)
     except BnncError as error:
-        raise type(error)(f"{label}: {error}") from error
+        raise type(error)(_one_line(f"{label}: {error}")) from error
     except MemoryError as error:
-        raise ModelError(f"{label}: there is not enough memory to import the model") from error
+        raise ModelError(f"{_one_line(label)}: there is not enough memory to import the model") from error
 
 
 def _import(source: Source, input_shapes: Mapping[str, tuple[int, ...]], name: str) -> ImportedModel:
@@ -63,6 +63,11 @@ def _import(source: Source, input_shapes: Mapping[str, tuple[int, ...]], name: s
         outputs=tuple(_spec(info) for info in model.graph.output),
         notes=(*notes, *choices),
     )
+
+
+def _one_line(text: str) -> str:
+    """Names in a model may hold line breaks and control characters; a message does not pass them on."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def _spec(info: onnx.ValueInfoProto) -> TensorSpec:

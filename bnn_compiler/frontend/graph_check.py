@@ -6,6 +6,8 @@
 4. Nodes can be ordered: every tensor has one source, and there is no cycle.
 5. ONNX's own checker agrees: attributes, operand counts, names.
 6. No required operand of a node is left empty: converters would dereference it.
+7. ``Split`` has as many outputs as it says, and ``GatherND`` no negative ``batch_dims``: ONNX's shape inference (1.23)
+   reads out of bounds otherwise, and takes the process with it.
 
 Shapes come later, once those of the inputs are known.
 """
@@ -18,7 +20,7 @@ from onnx import NodeProto, ValueInfoProto
 from bnn_compiler.errors import ModelError, UnsupportedOperatorError
 
 from .node_order import sort_nodes
-from .onnx_graph import ONNX_DOMAINS, TENSOR_DTYPES, all_nodes, describe_node, dtype_name
+from .onnx_graph import ONNX_DOMAINS, TENSOR_DTYPES, all_nodes, describe_node, dtype_name, integer_attribute
 from .operator_support import check_operators
 
 OLDEST_OPSET = 7
@@ -53,7 +55,7 @@ def standard_opset(model: onnx.ModelProto) -> int:
 
 
 def check_graph(model: onnx.ModelProto) -> bool:
-    """Conditions 2 to 6; sorts the nodes in place, and says whether that moved any.
+    """Conditions 2 to 7; sorts the nodes in place, and says whether that moved any.
 
     Raises:
         ModelError: a condition does not hold.
@@ -76,7 +78,9 @@ def check_graph(model: onnx.ModelProto) -> bool:
         onnx.checker.check_model(model)
     except Exception as error:  # ValidationError, but also RuntimeError and ValueError from the C++ side
         raise ModelError(f"not a valid ONNX model: {checker_cause(error)}") from error
-    _check_required_inputs(all_nodes(graph), standard_opset(model))
+    nodes = all_nodes(graph)
+    _check_required_inputs(nodes, standard_opset(model))
+    _check_what_crashes_inference(nodes)
     return moved
 
 
@@ -88,6 +92,17 @@ def _check_required_inputs(nodes: list[NodeProto], opset: int) -> None:
             option = formal[min(index, len(formal) - 1)].option
             if not name and option != onnx.defs.OpSchema.FormalParameterOption.Optional:
                 raise ModelError(f"{describe_node(node)} lacks its input number {index + 1}")
+
+
+def _check_what_crashes_inference(nodes: list[NodeProto]) -> None:
+    """Condition 7."""
+    for node in nodes:
+        if node.op_type == "Split":
+            stated = integer_attribute(node, "num_outputs", len(node.output))
+            if stated != len(node.output):
+                raise ModelError(f"{describe_node(node)} has num_outputs {stated}, but {len(node.output)} outputs")
+        elif node.op_type == "GatherND" and integer_attribute(node, "batch_dims", 0) < 0:
+            raise ModelError(f"{describe_node(node)} has negative batch_dims")
 
 
 def _check_border(kind: str, infos: list[ValueInfoProto]) -> None:

@@ -78,6 +78,8 @@ def _declared(info: ValueInfoProto, given: tuple[int, ...] | None) -> _Dimension
     for dim in tensor_type.shape.dim:
         if dim.HasField("dim_value") and dim.dim_value == 0:
             raise ModelError(f"input {info.name!r} has a dimension of 0, so that there is nothing to compute")
+        if dim.dim_value < -1:
+            raise ModelError(f"input {info.name!r} has the negative dimension {dim.dim_value}")
         # Some exporters write -1 for a dimension that is not known.
         known = dim.HasField("dim_value") and dim.dim_value > 0
         dimensions.append(dim.dim_value if known else dim.dim_param or None)

@@ -68,4 +68,6 @@ def check_operators(model: onnx.ModelProto) -> None:
 def _is_supported(node: NodeProto) -> bool:
     if node.domain not in ONNX_DOMAINS or node.op_type not in supported_operators():
         return False
-    return not (node.op_type == "BatchNormalization" and attribute_value(node, "training_mode", 0))
+    # Before opset 14, more than one output asked for training.
+    trains = attribute_value(node, "training_mode", 0) or len(node.output) > 1
+    return not (node.op_type == "BatchNormalization" and trains)

@@ -135,10 +135,13 @@ class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is un
         for tensor, expression in zip(node.output, self._convert_node(node, inputs), strict=False):
             if not tensor:
                 continue
-            value = self._bind(expression)
-            self._nodes[tensor] = value
-            if isinstance(value, relax.Var):
-                variables.append((str(value.name), tensor))
+            folded = _fold_layout(expression)
+            if isinstance(folded, relax.Var | tvm.ir.GenericConst | relax.ShapeExpr):
+                self._nodes[tensor] = folded  # an input handed on, or a constant: nothing to bind
+                continue
+            variable = self.bb.emit(folded)
+            self._nodes[tensor] = variable
+            variables.append((str(variable.name), tensor))
         self._results.append((node, variables))
 
     def _convert_node(self, node: NodeProto, inputs: _ConverterInputs) -> list[Any]:
@@ -167,12 +170,6 @@ class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is un
                 f"{describe_node(node)} has {len(node.output)} outputs, of which only {len(results)} can be compiled"
             )
         return results
-
-    def _bind(self, expression: Any) -> Any:
-        folded = _fold_layout(expression)
-        if isinstance(folded, relax.Var | tvm.ir.GenericConst | relax.ShapeExpr):
-            return folded
-        return self.bb.emit(folded)
 
     def _parse_attr(self, attributes: Any) -> dict[str, Any]:
         """As TVM's, but an empty list is a value (``axes=[]``), and the declared type says which field counts."""
@@ -270,7 +267,7 @@ def _fold_layout(expression: Any) -> Any:
         source, axes = arguments[0].value.numpy(), getattr(expression.attrs, "axes", None)
         if name == "relax.permute_dims":
             folded = source.transpose(None if axes is None else [int(axis) for axis in axes])
-            return relax.const(np.ascontiguousarray(folded))
+            return relax.const(np.asarray(folded, order="C"))
         if name == "relax.reshape" and isinstance(arguments[1], relax.ShapeExpr):
             return relax.const(source.reshape([int(extent) for extent in arguments[1].values]))
     if all(new is old for new, old in zip(arguments, expression.args, strict=True)):
