@@ -53,6 +53,19 @@ def scratch(name: str, shape: Sequence[int]) -> Expr:
     return buffer
 
 
+def registers(name: str, elements: int) -> Expr:
+    """Allocate a float32 buffer that LLVM can promote to registers: a stack slot, accessed at constant offsets.
+
+    TVM keeps an allocation on the stack only in ``global`` scope and below 1 KiB; else (``local`` too) it comes from a
+    heap that LLVM cannot see through: it would keep the values in registers in the loop, but store them when the
+    function ends, so that they stay live and crowd out the next tile's.
+    """
+    assert elements * 4 < 1024
+    buffer = T.alloc_buffer([index(elements)], DTYPE, layout=None)
+    IRBuilder.name(name, buffer)
+    return buffer
+
+
 def region(*bounds: tuple[Expr, int]) -> tuple[slice, ...]:
     """Slices ``start : start + extent`` for ``T.reads`` and ``T.writes``."""
     return tuple(slice(start, start + extent) for start, extent in bounds)
@@ -99,21 +112,19 @@ def register_tile(
 ) -> None:
     """Emit ``store(r, v, sum_k load_scalar(k, r) * load_vector(k, v))`` for every accumulator of the tile."""
     vector_dtype = f"{DTYPE}x{lanes}"
-    accumulators = T.alloc_buffer([index(shape.rows * shape.vectors * lanes)], DTYPE, scope="local", layout=None)
-    IRBuilder.name("accumulators", accumulators)
-
-    def at(row: int, vector: int) -> Expr:
-        return index((row * shape.vectors + vector) * lanes)
-
+    accumulators = [registers(f"accumulators_{row}", shape.vectors * lanes) for row in range(shape.rows)]
     cells = [(row, vector) for row in range(shape.rows) for vector in range(shape.vectors)]
     for row, vector in cells:
         zero = tirx.Broadcast(tirx.const(0, DTYPE), lanes)
-        T.buffer_store(accumulators, zero, [ramp(at(row, vector), lanes)])
+        T.buffer_store(accumulators[row], zero, [ramp(index(vector * lanes), lanes)])
     with serial(depth) as k:
         vectors = [T.Bind(load_vector(k, vector)) for vector in range(shape.vectors)]
-        scalars = [T.Bind(tirx.Broadcast(load_scalar(k, row), lanes)) for row in range(shape.rows)]
-        for row, vector in cells:
-            total = accumulators.vload([at(row, vector)], vector_dtype) + scalars[row] * vectors[vector]
-            T.buffer_store(accumulators, total, [ramp(at(row, vector), lanes)])
+        for row in range(shape.rows):
+            # Bound next to its use: bound together, all the broadcasts would be live at once and spill.
+            scalar = T.Bind(tirx.Broadcast(load_scalar(k, row), lanes))
+            for vector in range(shape.vectors):
+                lane = index(vector * lanes)
+                total = accumulators[row].vload([lane], vector_dtype) + scalar * vectors[vector]
+                T.buffer_store(accumulators[row], total, [ramp(lane, lanes)])
     for row, vector in cells:
-        store(row, vector, accumulators.vload([at(row, vector)], vector_dtype))
+        store(row, vector, accumulators[row].vload([index(vector * lanes)], vector_dtype))
