@@ -4,10 +4,12 @@ Conditions, each with the reason reported when it fails:
 
 1. No weight is zero or non-finite (``weights_contain_zero``): a pruned or ternary weight has no sign.
 2. |w| is the same within each output channel up to ``TOLERANCE_ULP`` units in the last place, because exporters leave
-   rounding residue (``weights_not_two_valued``; ``weights_scaled_per_input`` if |w| depends on the input channel alone).
+   rounding residue (``weights_not_two_valued``; ``weights_scaled_per_input`` if |w| depends on the input channel
+   alone).
 3. Both signs occur in the layer (``weights_constant``): a box filter is not a binary layer.
 
-Each channel is judged on its own: folding batch-norm spreads α over orders of magnitude (5174× within one layer of VGG16).
+Each channel is judged on its own: folding batch-norm spreads α over orders of magnitude (5174× within one layer of
+VGG16).
 """
 
 from __future__ import annotations
@@ -61,8 +63,13 @@ def analyse_weights(weights: Array) -> BinaryWeights | NotBinary:
 
 def _uneven(weights: Array, channel: int, spread: float) -> NotBinary:
     magnitude = np.abs(weights)
-    per_input = weights.ndim > 1 and weights.shape[1] > 1 and np.array_equal(
-        magnitude, np.broadcast_to(magnitude[:1, :].max(axis=tuple(range(2, weights.ndim)), keepdims=True), weights.shape)
+    per_input = (
+        weights.ndim > 1
+        and weights.shape[1] > 1
+        and np.array_equal(
+            magnitude,
+            np.broadcast_to(magnitude[:1, :].max(axis=tuple(range(2, weights.ndim)), keepdims=True), weights.shape),
+        )
     )
     if per_input:
         return NotBinary("weights_scaled_per_input", "|w| depends on the input channel, not on the output channel")

@@ -48,7 +48,9 @@ class CompiledNetwork:
         """
         if self._model is None:
             target = self._manifest["target"]["text"]
-            raise ArtifactError(f"compiled for {target!r}, which this machine cannot run; export it, or use target='native'")
+            raise ArtifactError(
+                f"compiled for {target!r}, which this machine cannot run; export it, or use target='native'"
+            )
         return self._model
 
     def run(self, feeds: Mapping[str, Array] | Array, out: Mapping[str, Array] | None = None) -> dict[str, Array]:

@@ -88,7 +88,7 @@ class ConstantEvaluator:
     def value(self, expr: relax.Expr, depth: int = 0) -> Array | None:
         """The array that ``expr`` always holds, or None if it depends on an input or is not understood here."""
         if isinstance(expr, Constant):
-            tensor = getattr(expr, "value", None)
+            tensor: Any = getattr(expr, "value", None)
             return np.asarray(tensor.numpy()) if hasattr(tensor, "numpy") else None
         if depth > _MAX_DEPTH:
             return None

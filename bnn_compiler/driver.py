@@ -56,8 +56,9 @@ def compile_model(
     """Compile an ONNX model (path, bytes or ModelProto) to native code and, for this machine, verify it.
 
     ``target`` is ``native`` or the text of a TVM LLVM target such as ``llvm -mcpu=cortex-a72``; ``algorithm`` one of
-    ``auto``, ``popcount``, ``float``; ``sign_zero`` one of ``plus``, ``exact`` (see ``CompileOptions``). ``input_shapes``
-    fixes inputs whose shapes the model leaves open. ``progress`` is called with a stage's name and the fraction done.
+    ``auto``, ``popcount``, ``float``; ``sign_zero`` one of ``plus``, ``exact`` (see ``CompileOptions``).
+    ``input_shapes`` fixes inputs whose shapes the model leaves open. ``progress`` is called with a stage's name and
+    the fraction done.
 
     Raises:
         BnncError: one of its children, with a one-line message that names the cause and the way out.
@@ -158,9 +159,7 @@ def _version(distribution: str) -> str:
         return "unknown"
 
 
-def _verify(
-    compiled: CompiledNetwork, imported: ImportedModel, lowered: LoweredModel, progress: Progress
-) -> Any:
+def _verify(compiled: CompiledNetwork, imported: ImportedModel, lowered: LoweredModel, progress: Progress) -> Any:
     result = verify_model(
         compiled,
         imported,

@@ -2,9 +2,9 @@
 
 y·s + t, the convolution's bias and a batch-norm behind it, are applied while the integer result is in a register.
 
-Conditions: (1) each link is multiply, add or subtract with a finite constant per output channel; (2) each tensor but the
-last is read by the next link alone; (3) no tensor on the way is one that a folded threshold starts from: that comparison
-is exact on the tensor itself.
+Conditions: (1) each link is multiply, add or subtract with a finite constant per output channel; (2) each tensor but
+the last is read by the next link alone; (3) no tensor on the way is one that a folded threshold starts from: that
+comparison is exact on the tensor itself.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """From a canonical binary layer to the two kernels that compute it and their constant arguments.
 
 The activation is packed to bits by one kernel (which layers that read the same tensor share), and the product is
-counted by another. The algebra that turns the layer's alphabets, ±α weights and epilogue into one output scale and bias:
+counted by another. The algebra that turns the layer's alphabets, ±α weights and epilogue into one output scale and
+bias:
 
     bipolar   a = h·x, x ∈ {−1, +1}:   y = (h·α·s)·z + b
     unsigned  a = h·x, x ∈ {0, 1}:     y = (h·α·s)·z + b

@@ -61,8 +61,8 @@ class BinarySpec:
     """Everything a kernel needs to know of a layer.
 
     ``weights`` float32 [O, Cg, kh, kw] (conv) or [K, O] (dense); ``threshold`` a scalar or [1, C, 1, 1] / [1, K];
-    ``direction`` likewise or None; ``scale`` and ``bias`` float32[O] or None. ``padding`` is the ring of ±values around the
-    activation, ``geometry.pads`` ONNX zero padding plus that ring.
+    ``direction`` likewise or None; ``scale`` and ``bias`` float32[O] or None. ``padding`` is the ring of ±values
+    around the activation, ``geometry.pads`` ONNX zero padding plus that ring.
     """
 
     input_shape: tuple[int, ...]

@@ -5,7 +5,8 @@ Conditions for y = product(a, w), checked in this order; the first that fails is
 1. w is constant and binary, ±α per output channel (``binary_weights``).
 2. The form is supported: conv1d or conv2d in NCHW/OIHW, or a matrix product with a matrix; static shapes; float32.
 3. a draws from a finite alphabet: two values, or {−a, 0, +a} (``value_sets``, ``binarizers``).
-4. Padding stays in the alphabet (``padding_not_in_alphabet``): zeros are exact for bipolar, {0, a} and ternary activations.
+4. Padding stays in the alphabet (``padding_not_in_alphabet``): zeros are exact for bipolar, {0, a} and ternary
+   activations.
 
 A match is the layer in the canonical form of ``layers``, starting at the tensor that is compared.
 """
@@ -94,7 +95,7 @@ class LayerMatcher:
         """Start before a transpose or reshape that the moves behind the comparison undo."""
         while plan.moves and plan.threshold.size == 1:
             definition = self.analysis.definition(plan.base)
-            if op_name(definition) not in ("relax.permute_dims", "relax.reshape"):
+            if not isinstance(definition, Call) or op_name(definition) not in ("relax.permute_dims", "relax.reshape"):
                 break
             inner = definition.args[0]
             if not isinstance(inner, Var):
@@ -139,20 +140,17 @@ def _convolution(call: Call, data: relax.Expr, weights: Array, plan: Binarizer) 
             aligned = (1,) * (3 - plan.threshold.ndim) + plan.threshold.shape
             plan = replace(plan, threshold=plan.threshold.reshape(*aligned[:2], 1, aligned[2]))
     ring, zero_pads = None, any(pads)
-    if plan.padding is not None:
-        if zero_pads and plan.padding.value != 0.0:
-            # Two rings of different values: pack the padded tensor itself.
-            packed = _packed_as_it_is(data, plan)
-            if packed is None:
-                return NotBinary(
-                    "padding_not_in_alphabet", "an explicit pad and zero padding of the convolution together"
-                )
-            plan, prefix = packed, ()
-        else:
-            top, left, bottom, right = plan.padding.widths
-            ring = None if plan.padding.value == 0.0 and plan.alphabet != "affine" else plan.padding.value
-            pads = [pads[0] + top, pads[1] + left, pads[2] + bottom, pads[3] + right]
-            shape = (shape[0], shape[1], shape[2] - top - bottom, shape[3] - left - right)
+    if plan.padding is not None and zero_pads and plan.padding.value != 0.0:
+        # Two rings of different values: pack the padded tensor itself.
+        packed = _packed_as_it_is(data, plan)
+        if packed is None:
+            return NotBinary("padding_not_in_alphabet", "an explicit pad and zero padding of the convolution together")
+        plan, prefix = packed, ()
+    elif plan.padding is not None:
+        top, left, bottom, right = plan.padding.widths
+        ring = None if plan.padding.value == 0.0 and plan.alphabet != "affine" else plan.padding.value
+        pads = [pads[0] + top, pads[1] + left, pads[2] + bottom, pads[3] + right]
+        shape = (shape[0], shape[1], shape[2] - top - bottom, shape[3] - left - right)
     if plan.alphabet == "affine" and zero_pads:
         return NotBinary("padding_not_in_alphabet", f"zero padding beside the values {plan.low:g} and {plan.high:g}")
     geometry = ConvGeometry(
@@ -234,7 +232,7 @@ def _spec(
 
 
 def _packed_as_it_is(data: relax.Expr, plan: Binarizer) -> Binarizer | None:
-    """Compare the activation's own float values, which are ``low`` and ``high``, instead of what they were made from."""
+    """Compare the activation's own float values, ``low`` and ``high``, instead of what they were made from."""
     if not isinstance(data, Var) or plan.alphabet == "ternary" or plan.high <= plan.low:
         return None
     middle = np.asarray((plan.low + plan.high) / 2, np.float32)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import tvm
 
-from bnn_compiler.options import Algorithm, SignZero
 from bnn_compiler.layers import BinaryLayer
+from bnn_compiler.options import Algorithm, SignZero
 from bnn_compiler.passes import FoldBatchNorm, LowerBinaryOps, PartitionBinaryOps, float_pipeline
 
 Progress = Callable[[str, float], None]

@@ -1,11 +1,12 @@
 """Fold a per-channel affine chain in front of a comparison into the comparison's threshold.
 
 compare(g(x), t) with g made of multiply, add, subtract, divide by per-channel constants and ReLU equals
-direction·x >= T with one float T per channel (``monotone_thresholds``), bit for bit in the model's own float32 rounding.
-The kernel that packs signs then reads x itself, and the affine map is never computed.
+direction·x >= T with one float T per channel (``monotone_thresholds``), bit for bit in the model's own float32
+rounding. The kernel that packs signs then reads x itself, and the affine map is never computed.
 
-Conditions: (1) each tensor that is skipped is read by the chain alone (else it has to be made anyway); (2) the predicate is
-one-sided; (3) every operation has a constant that varies along the channel axis alone; (4) g is monotone, which the
+Conditions: (1) each tensor that is skipped is read by the chain alone (else it has to be made anyway); (2) the
+predicate is one-sided; (3) every operation has a constant that varies along the channel axis alone; (4) g is
+monotone, which the
 bisection checks.
 """
 
@@ -59,9 +60,11 @@ def fold_affine_chain(base: Var, spec: BinarySpec, matcher: LayerMatcher) -> tup
 def _chain_before(
     base: Var, matcher: LayerMatcher, rank: int, channels: int
 ) -> tuple[Var, list[tuple[str, Array | None]]]:
-    """The longest chain that ends in ``base`` and starts at a tensor of the model; operators from the last to the first.
+    """The longest chain that ends in ``base`` and starts at a tensor of the model; operators from the last to the
+    first.
 
-    A tensor that ONNX does not name (a convolution before its bias is added) cannot be verified, so no layer starts there.
+    A tensor that ONNX does not name (a convolution before its bias is added) cannot be verified, so no layer starts
+    there.
     """
     steps: list[tuple[str, Array | None]] = []
     start, length, current = base, 0, base

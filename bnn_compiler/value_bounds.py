@@ -53,8 +53,9 @@ def lower_bound(expr: relax.Expr, bindings: Mapping[Var, relax.Expr], depth: int
 def reaches_value(expr: relax.Expr, value: float, analysis: ValueSetAnalysis) -> bool | None:
     """Whether any element of ``expr`` can equal ``value``; None where its values are not known exactly.
 
-    Known exactly are the outputs of a convolution of small integers (activations from a set of integers, weights ±1) and
-    what follows from them by per-channel affine maps and ReLU, evaluated in the model's own float32 on every integer
+    Known exactly are the outputs of a convolution of small integers (activations from a set of integers, weights ±1)
+    and what follows from them by per-channel affine maps and ReLU, evaluated in the model's own float32 on every
+    integer
     that the convolution can produce.
     """
     values = _integer_values(expr, analysis, 0)

@@ -1,24 +1,14 @@
 """Which finite set of values can a tensor hold, and as which function of which float tensor?
 
-Every spelling of a binariser (``Sign``, ``Where(x >= t, a, b)``, ``Cast(x > t)·2 − 1``, ``Sign(Sign(x) + 0.1)`` …) is an
-element-wise **step function** of one float tensor x and one threshold t: it has one value where x < t, one where x = t,
-one where x > t and one where x is NaN. Element-wise operators act on step functions value by value, so the analysis
-*evaluates* the model's own operators on these four representatives instead of recognising their text:
-
-    Sign(x)             t = 0:  −1,  0, +1, NaN
-    Sign(x) + 0.1               −0.9, 0.1, 1.1, NaN
-    Sign(Sign(x) + 0.1)         −1, +1, +1, NaN          that is: +1 where x >= 0
-
-A region that x cannot reach is ``None`` (x = ReLU(…) is never below 0, so its sign is a {0, 1} tensor). Where a tensor is
-no step function of one base (a max-pool or a concatenation of signs), its plain set of values is still known.
-
-``soft_zero``: the only way to the value 0 is ``Sign(0)`` of a general float, which binary engines take as +1.
+The analysis follows the function's definitions. Binarisers are step functions (``step_function``), on which
+element-wise operators are evaluated value by value. Where a tensor is no step function of one base (a max-pool or a
+concatenation of signs), its plain set of values is still known.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,65 +26,22 @@ from bnn_compiler.constants import (
     prim_value,
     static_shape,
 )
+from bnn_compiler.step_function import Evaluate, Padding, StepFunction, combine, cut
 from bnn_compiler.value_bounds import lower_bound, reaches_value
 
 # A set larger than this is no alphabet of a few-bit activation; 16 = 4 bits.
 MAX_SET_SIZE = 16
-_COMPARISONS = {"relax.greater", "relax.greater_equal", "relax.less", "relax.less_equal", "relax.equal", "relax.not_equal"}
+_COMPARISONS = {
+    "relax.greater",
+    "relax.greater_equal",
+    "relax.less",
+    "relax.less_equal",
+    "relax.equal",
+    "relax.not_equal",
+}
 _MOVES = {"relax.permute_dims", "relax.reshape", "relax.flatten", "relax.expand_dims", "relax.squeeze"}
 _SUBSETS = {"relax.nn.max_pool1d", "relax.nn.max_pool2d", "relax.nn.max_pool3d", "relax.strided_slice", "relax.take"}
 _KEEPS_SOFT_ZERO = {"relax.negative", "relax.multiply", "relax.divide", "relax.astype"}
-
-Region = np.generic | None
-
-
-@dataclass(frozen=True)
-class Padding:
-    """Constant spatial padding (top, left, bottom, right) of an NCHW tensor by ``value``."""
-
-    widths: tuple[int, int, int, int]
-    value: float
-
-
-@dataclass(frozen=True, eq=False)
-class StepFunction:
-    """values[region of base relative to threshold], then ``moves``, then ``padding``; see the module's docstring.
-
-    ``base`` is a float variable; ``threshold`` broadcasts against it; ``moves`` are the shape-changing calls between the
-    base and this tensor, outermost last.
-    """
-
-    base: Var
-    threshold: Array
-    below: Region
-    equal: Region
-    above: Region
-    nan: Region
-    moves: tuple[Call, ...] = ()
-    padding: Padding | None = None
-    soft_zero: bool = False
-
-    @property
-    def regions(self) -> tuple[Region, Region, Region, Region]:
-        """Values below, at, above the threshold and for NaN; None where unreachable."""
-        return (self.below, self.equal, self.above, self.nan)
-
-    @property
-    def values(self) -> frozenset[float]:
-        """All values that a number (not NaN) can lead to, the padding's included."""
-        reached = {float(value) for value in self.regions[:3] if value is not None}
-        return frozenset(reached | ({self.padding.value} if self.padding else set()))
-
-    def same_partition(self, other: StepFunction) -> bool:
-        """Whether both cut the same tensor at the same threshold, so that they can be combined value by value."""
-        return (
-            self.base.same_as(other.base)
-            and np.array_equal(self.threshold, other.threshold)
-            and len(self.moves) == len(other.moves)
-            and all(a.same_as(b) for a, b in zip(self.moves, other.moves, strict=True))
-            and (self.padding is None) == (other.padding is None)
-            and (self.padding is None or other.padding is None or self.padding.widths == other.padding.widths)
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +114,7 @@ class ValueSetAnalysis:
         if not any(functions):
             return self._new_partition(call, name)
         first = next(function for function in functions if function is not None)
-        operands: list[StepFunction | np.generic] = []
+        operands: list[StepFunction | Array] = []
         for arg, function in zip(_tensor_args(call), functions, strict=True):
             if function is not None:
                 if not first.same_partition(function):
@@ -177,16 +124,20 @@ class ValueSetAnalysis:
             array = self.constants.value(arg)
             if array is None or array.size == 0 or not np.all(array == array.flat[0]):
                 return None
-            operands.append(array.flat[0])
+            operands.append(np.asarray(array.flat[0], array.dtype))
         arrays_of = [arg for arg, function in zip(_tensor_args(call), functions, strict=True) if function is not None]
         if any(static_shape(arg) != static_shape(call) for arg in arrays_of):
             return None  # the operator broadcasts the step function: no longer one element to one element
-        return _map_regions(call, name, first, operands)
+        result = combine(lambda arguments: _evaluate(call, name, arguments), operands)
+        alone = sum(isinstance(operand, StepFunction) for operand in operands) == 1
+        soft = first.soft_zero and alone and name in _KEEPS_SOFT_ZERO and 0.0 in result.values
+        return replace(result, soft_zero=soft)
 
     def _new_partition(self, call: Call, name: str) -> StepFunction | None:
         """``Sign`` or a comparison with a constant cuts a float tensor in two."""
         if name == "relax.sign":
-            return self._cut(call, call.args[0], np.zeros((), dtype_of(call.args[0]) or "float32"), name, flipped=False)
+            zero = np.zeros((), dtype_of(call.args[0]) or "float32")
+            return self._cut(call.args[0], zero, lambda distance: np.sign(distance[0]), is_sign=True)
         if name not in _COMPARISONS:
             return None
         for data, limit, flipped in ((call.args[0], call.args[1], False), (call.args[1], call.args[0], True)):
@@ -196,50 +147,31 @@ class ValueSetAnalysis:
             if static_shape(data) != static_shape(call) or not np.issubdtype(threshold.dtype, np.floating):
                 return None
             if threshold.size and np.all(threshold == threshold.flat[0]):
-                threshold = threshold.flat[0] * np.ones((), threshold.dtype)
-            return self._cut(call, data, threshold, name, flipped=flipped)
+                threshold = np.asarray(threshold.flat[0], threshold.dtype)
+            zero = np.zeros((), threshold.dtype)
+
+            def compare(distance: Sequence[Array], zero: Array = zero, flipped: bool = flipped) -> Array:
+                return apply_elementwise(name, [zero, distance[0]] if flipped else [distance[0], zero])
+
+            return self._cut(data, threshold, compare, is_sign=False)
         return None
 
-    def _cut(self, call: Call, data: relax.Expr, threshold: Array, name: str, *, flipped: bool) -> StepFunction | None:
+    def _cut(self, data: relax.Expr, threshold: Array, evaluate: Evaluate, *, is_sign: bool) -> StepFunction | None:
         if not isinstance(data, Var) or not np.all(np.isfinite(threshold)):
             return None
         base, padding = self._through_padding(data, threshold)
-        one = np.ones((), threshold.dtype)[()]
-        representatives = (-one, 0 * one, one, np.full((), np.nan, threshold.dtype)[()])
-        with np.errstate(all="ignore"):
-
-            def evaluate(value: np.generic) -> np.generic:
-                if name == "relax.sign":
-                    return np.sign(value)
-                operands = [np.asarray(0 * one), np.asarray(value)] if flipped else [np.asarray(value), np.asarray(0 * one)]
-                return apply_elementwise(name, operands)[()]
-
-            below, equal, above, nan = (evaluate(value) for value in representatives)
-            pad = padding and replace(padding, value=float(evaluate(np.asarray(padding.value - threshold, threshold.dtype)[()])))
-        bound = lower_bound(base, self._bindings)
-        reachable_below = bound < float(np.max(threshold))
-        reachable_equal = bound <= float(np.max(threshold))
-        soft = name == "relax.sign" and reachable_equal
-        if name == "relax.sign" and reachable_equal:
-            reached = reaches_value(base, 0.0, self)
-            if reached is not None:  # an integer-valued convolution: known exactly, so 0 is honoured or impossible
-                soft, reachable_equal = False, reached
-        return StepFunction(
-            base,
-            threshold,
-            below if reachable_below else None,
-            equal if reachable_equal else None,
-            above,
-            nan,
-            padding=pad,
-            # Below 0 never reached: Sign is then a {0, 1} activation, and its 0 is a real 0.
-            soft_zero=soft and reachable_below,
-        )
+        bound, highest = lower_bound(base, self._bindings), float(np.max(threshold))
+        below, equal = bound < highest, bound <= highest
+        soft = is_sign and below and equal  # a base that is never below 0 makes a {0, 1} tensor, and its 0 is a real 0
+        reached = reaches_value(base, 0.0, self) if is_sign and equal else None
+        if reached is not None:  # an integer-valued convolution: known exactly, so 0 is honoured or impossible
+            soft, equal = False, reached
+        return replace(cut(base, threshold, evaluate, reachable=(below, equal), padding=padding), soft_zero=soft)
 
     def _through_padding(self, data: Var, threshold: Array) -> tuple[Var, Padding | None]:
         """A constant pad before the cut is a pad of the cut's value after it (exact, element by element)."""
         definition = self.definition(data)
-        if op_name(definition) != "relax.nn.pad" or threshold.size != 1:
+        if not isinstance(definition, Call) or op_name(definition) != "relax.nn.pad" or threshold.size != 1:
             return data, None
         padding = _spatial_padding(definition)
         inner = definition.args[0]
@@ -299,40 +231,12 @@ def _tensor_args(call: Call) -> list[Expr]:
     return [call.args[0]] if op_name(call) in {"relax.clip", "relax.astype"} else list(call.args)
 
 
-def _evaluate(call: Call, name: str, operands: list[Array]) -> Array:
+def _evaluate(call: Call, name: str, operands: Sequence[Array]) -> Array:
     if name == "relax.clip":
         return np.clip(operands[0], prim_value(call.args[1]), prim_value(call.args[2])).astype(operands[0].dtype)
     if name == "relax.astype":
         return operands[0].astype(dtype_of(call))
-    return apply_elementwise(name, operands)
-
-
-def _map_regions(
-    call: Call, name: str, first: StepFunction, operands: list[StepFunction | np.generic]
-) -> StepFunction | None:
-    def at(pick: int) -> Region:
-        arguments = []
-        for operand in operands:
-            value = operand.regions[pick] if isinstance(operand, StepFunction) else operand
-            if value is None:
-                return None
-            arguments.append(np.asarray(value))
-        return np.asarray(_evaluate(call, name, arguments))[()]
-
-    with np.errstate(all="ignore"):
-        below, equal, above, nan = (at(pick) for pick in range(4))
-        padding = first.padding
-        if padding is not None:
-            arguments = [
-                np.asarray(operand.padding.value, np.asarray(operand.above).dtype)
-                if isinstance(operand, StepFunction) and operand.padding
-                else np.asarray(operand)
-                for operand in operands
-            ]
-            padding = replace(padding, value=float(_evaluate(call, name, arguments)))
-    scales_one = sum(isinstance(operand, StepFunction) for operand in operands) == 1
-    soft = first.soft_zero and scales_one and name in _KEEPS_SOFT_ZERO and equal is not None and float(equal) == 0.0
-    return replace(first, below=below, equal=equal, above=above, nan=nan, padding=padding, soft_zero=soft)
+    return apply_elementwise(name, list(operands))
 
 
 def _spatial_padding(call: Call) -> Padding | None:

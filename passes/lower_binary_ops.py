@@ -1,7 +1,7 @@
 """Turn composites of binary layers into calls of pack and popcount kernels.
 
-1. Each composite call in ``main`` becomes call_tir(product, call_tir(pack, x)). Layers that read the same tensor with the
-   same comparison and padding share one pack.
+1. Each composite call in ``main`` becomes call_tir(product, call_tir(pack, x)). Layers that read the same tensor with
+   the same comparison and padding share one pack.
 2. Each layer also becomes a function ``layer_<i>`` of the module, from the float tensor that is compared to the layer's
    float output, calling the same kernels on the same constants: verification and benchmarks run a layer alone.
 3. The report entries of the lowered layers get ``function``, ``kernel``, ``weight_bytes``, ``input`` and ``output``.
@@ -75,7 +75,7 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
     def _emit_layer(
         self, builder: relax.BlockBuilder, x: relax.Expr, spec: BinarySpec, kernels: LayerKernels, *, share: bool
     ) -> relax.Expr:
-        key = (
+        key: tuple[Any, ...] = (
             x,
             spec.prefix,
             kernels.pack.name,
@@ -83,8 +83,8 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
             spec.ring,
             spec.predicate,
             spec.threshold.tobytes(),
+            None if spec.direction is None else spec.direction.tobytes(),
         )
-        key += (None if spec.direction is None else spec.direction.tobytes(),)
         bits = self._packed.get(key) if share else None
         if bits is None:
             bits = self._call(builder, kernels.pack, apply_moves(builder, x, spec.prefix))

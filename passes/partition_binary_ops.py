@@ -1,7 +1,8 @@
 """Find the binary convolutions and dense layers of a module and make each a composite function.
 
 What a binary layer is stands in ``matching``; what its composite looks like in ``layers``. Every convolution and matrix
-product is entered in the report, the module attribute ``bnnc.layers`` (a JSON list), with the first condition it misses.
+product is entered in the report, the module attribute ``bnnc.layers`` (a JSON list), with the first condition it
+misses.
 
 The affine operations around a layer become part of it where that is exact: in front of the comparison as a threshold
 (``threshold_folding``), behind the product as output scale and bias (``epilogue_folding``).

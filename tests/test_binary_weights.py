@@ -14,7 +14,7 @@ def signs(*shape: int) -> Array:
 
 
 def test_alpha_per_channel_spanning_magnitudes() -> None:
-    alpha = np.float32([1e-6, 3.7, 5e3, 0.1])
+    alpha = np.array([1e-6, 3.7, 5e3, 0.1], np.float32)
     found = analyse_weights(signs(4, 3, 3, 3) * alpha[:, None, None, None])
     assert isinstance(found, BinaryWeights)
     np.testing.assert_array_equal(found.alpha, alpha.astype(np.float64))
@@ -49,7 +49,7 @@ def test_two_magnitudes_in_a_channel() -> None:
 
 
 def test_scale_per_input_channel() -> None:
-    found = analyse_weights(signs(4, 3, 3, 3) * np.float32([1, 2, 3])[None, :, None, None])
+    found = analyse_weights(signs(4, 3, 3, 3) * np.array([1, 2, 3], np.float32)[None, :, None, None])
     assert isinstance(found, NotBinary)
     assert found.reason == "weights_scaled_per_input"
 

@@ -16,14 +16,16 @@ def around(values: Array) -> Array:
     """Each value, its neighbours, and values everywhere."""
     finite = values[np.isfinite(values)]
     up, down = np.float32(np.inf), np.float32(-np.inf)
-    far = np.float32([0.0, -0.0, 1.0, -1.0, 1e30, -1e30, np.finfo(np.float32).max, np.finfo(np.float32).min, 1e-45])
+    far = np.array(
+        [0.0, -0.0, 1.0, -1.0, 1e30, -1e30, np.finfo(np.float32).max, np.finfo(np.float32).min, 1e-45], np.float32
+    )
     return np.concatenate([finite, np.nextafter(finite, up), np.nextafter(finite, down), far]).astype(np.float32)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(FLOATS, FLOATS), min_size=1, max_size=6), st.booleans(), st.booleans())
 def test_threshold_equals_chain(channels: list[tuple[float, float]], relu: bool, strict: bool) -> None:
-    scale, shift = (np.float32([channel[i] for channel in channels]) for i in (0, 1))
+    scale, shift = (np.array([channel[i] for channel in channels], np.float32) for i in (0, 1))
     compare = np.greater if strict else np.greater_equal
 
     def chain(x: Array) -> Array:
@@ -40,7 +42,7 @@ def test_threshold_equals_chain(channels: list[tuple[float, float]], relu: bool,
 
 
 def test_never_and_always() -> None:
-    scale, shift = np.float32([0, 0]), np.float32([1, -1])
+    scale, shift = np.array([0, 0], np.float32), np.array([1, -1], np.float32)
     solved = solve_thresholds(lambda x: x * scale + shift, lambda value: value >= 0, 2)
     assert solved is not None
     np.testing.assert_array_equal(solved.threshold, [-np.inf, np.inf])
