@@ -37,7 +37,8 @@ def multiply_add(a: FloatArray, b: FloatArray, c: FloatArray, *, fused: bool) ->
         is_even = (total.view(np.uint64) & np.uint64(1)) == 0
         adjust = (error != 0) & is_even & np.isfinite(total)
         toward = np.where(error > 0, np.inf, -np.inf)
-        return np.where(adjust, np.nextafter(total, toward), total).astype(np.float32)
+        rounded: FloatArray = np.where(adjust, np.nextafter(total, toward), total).astype(np.float32)
+        return rounded
 
 
 def binarise(x: FloatArray, rule: PackRule, parameters: tuple[FloatArray, ...], *, fused: bool) -> list[BoolArray]:
