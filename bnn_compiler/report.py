@@ -130,6 +130,13 @@ def make_report(
     }
 
 
+def from_json(value: Mapping[str, Any]) -> Report:
+    """The report that :func:`to_json` or a compiled library holds, with its keys in the schema's order."""
+    return make_report(
+        value["model"], value["target"], value["versions"], value["layers"], value["notes"], value["verification"]
+    )
+
+
 def _layer_report(entry: Mapping[str, Any]) -> LayerReport:
     """The entry with every field of the schema, in its order."""
     status, reason = entry["status"], entry["reason"]

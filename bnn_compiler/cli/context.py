@@ -70,8 +70,12 @@ def pass_context(body: Body[Parameters]) -> Callable[Parameters, None]:
     @functools.wraps(body)
     def command(*arguments: Parameters.args, **options: Parameters.kwargs) -> None:
         context = click.get_current_context().ensure_object(Context)
-        with own_streams(context.verbose) as context._streams:
-            body(context, *arguments, **options)
+        try:
+            with own_streams(context.verbose) as context._streams:
+                body(context, *arguments, **options)
+        except KeyboardInterrupt as interrupt:
+            # click would print an empty line first.
+            raise click.Abort from interrupt
 
     return command
 

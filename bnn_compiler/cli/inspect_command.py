@@ -34,10 +34,10 @@ def inspect_command(
 
     from bnn_compiler import driver  # noqa: PLC0415
     from bnn_compiler.artifact import read_manifest  # noqa: PLC0415
-    from bnn_compiler.report import to_json  # noqa: PLC0415
+    from bnn_compiler.report import from_json, to_json  # noqa: PLC0415
 
     if _is_library(path):
-        report = read_manifest(path)["report"]
+        report = from_json(read_manifest(path)["report"])
     else:
         with context.progress(f"reading {path.name}") as progress:
             report = driver.inspect_model(path, input_shapes=shapes, progress=progress, **options)

@@ -32,7 +32,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
         ctx.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print versions."
 )
@@ -59,9 +59,9 @@ def run(words: Sequence[str]) -> int:
         result = cli.main(list(words), "bnnc", standalone_mode=False, obj=context)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
-    except BrokenPipeError:
-        # The reader of our stdout has seen enough; say nothing, as other tools do.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):
+        # The reader of our stdout has seen enough (click makes that an exit): say nothing, as other tools do.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except BaseException as error:  # the last line of defence: nothing but one line reaches the user
         status, message = _describe(error, context.subject)
@@ -82,8 +82,6 @@ def _describe(error: BaseException, subject: str) -> tuple[int, str]:
             status, text = 2, f"{error.format_message()} See '{command} --help'."
         case click.ClickException():
             status, text = error.exit_code, error.format_message()
-        case SystemExit():
-            status, text = (error.code if isinstance(error.code, int) else 1), f"{prefix}stopped"
         case BnncError():
             status, text = error.exit_status, _with_subject(str(error), subject)
         case MemoryError():

@@ -6,7 +6,7 @@ import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import click
 
@@ -71,12 +71,14 @@ def _read_feeds(path: Path) -> dict[str, npt.NDArray[np.generic]]:
     """
     import numpy as np  # noqa: PLC0415
 
+    way_out = "give an .npz file with an array per input name"
     try:
+        with path.open("rb") as file:
+            if not is_zipfile(file):
+                raise FeedError(f"{path}: it is no .npz file; {way_out}")
         with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise FeedError(f"{path}: one bare array; give an .npz file with an array per input name")
             return {name: np.ascontiguousarray(archive[name]) for name in archive.files}
     except OSError as error:
-        raise FeedError(f"{path}: {error.strerror or 'it is no .npz file'}; give arrays by input name") from error
+        raise FeedError(f"{path}: cannot be read: {error.strerror or error}; {way_out}") from error
     except (ValueError, BadZipFile, EOFError) as error:
-        raise FeedError(f"{path}: it is no .npz file of plain arrays ({error})") from error
+        raise FeedError(f"{path}: it is damaged or holds more than plain arrays ({error}); {way_out}") from error
