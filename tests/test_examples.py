@@ -11,7 +11,12 @@ import numpy as np
 import onnx
 import pytest
 
-SCRIPTS = {"run_digits.py": (), "tvm_user.py": (), "tvm_torch_user.py": ("torch",), "train_digits.py": ("torch", "sklearn")}
+SCRIPTS = {
+    "run_digits.py": (),
+    "tvm_user.py": (),
+    "tvm_torch_user.py": ("torch",),
+    "train_digits.py": ("torch", "sklearn"),
+}
 
 
 def run_script(script: Path, *arguments: str) -> str:
@@ -19,7 +24,12 @@ def run_script(script: Path, *arguments: str) -> str:
     paths = [str(script.parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     finished = subprocess.run(
-        [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=600, env=environment, check=False
+        [sys.executable, str(script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=environment,
+        check=False,
     )
     assert finished.returncode == 0, finished.stderr[-2000:]
     return finished.stdout

@@ -45,7 +45,10 @@ def test_an_exact_layer_allows_not_one_ulp() -> None:
     result = check_layer(make_layer(1.0, exact=True), wrong, z)
     assert result.mismatches == 1
     assert result.first is not None and result.first[0] == (0, 1, 1, 0)
-    assert "layer 'conv' differs from ONNX Runtime in 1 of 12 values; the first is [0, 1, 1, 0]" in result.describe_failure()
+    assert (
+        "layer 'conv' differs from ONNX Runtime in 1 of 12 values; the first is [0, 1, 1, 0]"
+        in result.describe_failure()
+    )
 
 
 def test_minus_zero_equals_zero() -> None:
