@@ -47,7 +47,6 @@ class CompiledModel:
         self.manifest = manifest
         self._executable = library
         self._descriptor = descriptor
-        weakref.finalize(self, os.close, descriptor)
         self._signatures = {
             name: Signature(name, specs_from_json(entry["inputs"]), specs_from_json(entry["outputs"]))
             for name, entry in {**manifest["functions"], "main": manifest}.items()
@@ -55,6 +54,7 @@ class CompiledModel:
         self._main = self._signatures["main"]
         self._machines = threading.local()
         self.set_num_threads(threads)
+        weakref.finalize(self, os.close, descriptor)  # last: an object that was not made does not own it
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -83,7 +83,7 @@ class CompiledModel:
             UsageError: ``count`` is less than 1.
         """
         if count < 1:
-            raise UsageError(f"threads must be 1 or more, not {count}")
+            raise UsageError(f"the number of threads must be 1 or more, not {count}")
         self._threads = count
 
     def run(self, feeds: Mapping[str, Array] | Array, out: Mapping[str, Array] | None = None) -> dict[str, Array]:
@@ -159,11 +159,15 @@ def load(path: str | Path, threads: int = 1) -> CompiledModel:
         UsageError: ``threads`` is less than 1.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
     try:
-        manifest = decode_manifest(_read_all(descriptor), str(path))
+        try:
+            content = _read_all(descriptor)
+        except OSError as error:
+            raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
+        manifest = decode_manifest(content, str(path))
         check_loadable(manifest, str(path), tvm.__version__)
         return CompiledModel(_load_library(descriptor), manifest, descriptor, threads)
     except BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +25,14 @@ class Signature:
         self.name = name
         self.inputs = inputs
         self.outputs = outputs
+        self.input_names = tuple(spec.name for spec in inputs)
         self.output_names = tuple(spec.name for spec in outputs)
-        self._input_keys = [(spec.name, spec.shape, np.dtype(spec.dtype)) for spec in inputs]
-        self._output_keys = [(spec.shape, np.dtype(spec.dtype)) for spec in outputs]
+        self._input_types = [(spec.shape, np.dtype(spec.dtype)) for spec in inputs]
+        self._output_types = [(spec.shape, np.dtype(spec.dtype)) for spec in outputs]
 
     def new_outputs(self) -> list[Array]:
         """Return uninitialised arrays for the outputs."""
-        return [np.empty(shape, dtype) for shape, dtype in self._output_keys]
+        return [np.empty(shape, dtype) for shape, dtype in self._output_types]
 
     def bind_inputs(self, feeds: Mapping[str, Array] | Array) -> list[Array]:
         """Return the arrays of ``feeds`` in the order of the inputs, ready to hand over.
@@ -43,20 +44,13 @@ class Signature:
             if len(self.inputs) != 1:
                 raise FeedError(f"a bare array is no feed for several inputs; expected {_describe(self.inputs)}")
             return self.bind_positional([feeds])
-        if len(feeds) != len(self._input_keys):
+        try:
+            arrays = [feeds[name] for name in self.input_names]
+        except KeyError:
             self._refuse_names(feeds)
-        bound = []
-        for index, (name, shape, dtype) in enumerate(self._input_keys):
-            try:
-                array = feeds[name]
-            except KeyError:
-                self._refuse_names(feeds)
-                raise
-            if type(array) is np.ndarray and array.shape == shape and array.dtype == dtype and array.flags.carray:
-                bound.append(array)
-            else:
-                bound.append(_prepare_input(self.inputs[index], array))
-        return bound
+        if len(feeds) != len(arrays):
+            self._refuse_names(feeds)
+        return self.bind_positional(arrays)
 
     def bind_positional(self, arrays: Sequence[Array]) -> list[Array]:
         """Return ``arrays``, which are in the order of the inputs, ready to hand over.
@@ -66,7 +60,13 @@ class Signature:
         """
         if len(arrays) != len(self.inputs):
             raise FeedError(f"{self.name}: got {len(arrays)} arrays; expected {_describe(self.inputs)}")
-        return [_prepare_input(spec, array) for spec, array in zip(self.inputs, arrays, strict=True)]
+        bound = []
+        for array, (shape, dtype), spec in zip(arrays, self._input_types, self.inputs, strict=True):
+            if type(array) is np.ndarray and array.shape == shape and array.dtype == dtype and array.flags.carray:
+                bound.append(array)
+            else:
+                bound.append(_prepare_input(spec, array))
+        return bound
 
     def bind_outputs(self, out: Mapping[str, Array], inputs: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         """Return (results, buffers): where each output shall end up, and what the kernels may write it into.
@@ -76,36 +76,41 @@ class Signature:
         Raises:
             FeedError: an array is of another shape or dtype or read-only, or a name is unknown.
         """
-        unknown = [name for name in out if name not in self.output_names]
-        if unknown:
-            raise FeedError(
-                f"unknown output {', '.join(map(repr, unknown))}; the outputs are {_describe(self.outputs)}"
-            )
+        if not set(self.output_names).issuperset(out):
+            unknown = ", ".join(repr(name) for name in out if name not in self.output_names)
+            raise FeedError(f"unknown output {unknown}; the outputs are {_describe(self.outputs)}")
         results: list[Array] = []
         buffers: list[Array] = []
-        for spec, (shape, dtype) in zip(self.outputs, self._output_keys, strict=True):
-            if spec.name not in out:
-                results.append(np.empty(shape, dtype))
-                buffers.append(results[-1])
-                continue
-            result = out[spec.name]
-            _check(spec, result, "output")
-            if not result.flags.writeable:
-                raise FeedError(f"output {spec.name!r}: the array is read-only")
-            direct = result.flags.carray and not any(
-                np.may_share_memory(result, other) for other in [*inputs, *buffers]
-            )
+        for spec, (shape, dtype) in zip(self.outputs, self._output_types, strict=True):
+            result = out.get(spec.name)
+            if result is None:
+                result = buffer = np.empty(shape, dtype)
+            else:
+                _check(spec, result, "output")
+                if not result.flags.writeable:
+                    raise FeedError(f"output {spec.name!r}: the array is read-only")
+                buffer = result if result.flags.carray else np.empty(shape, dtype)
+                if any(_overlap(buffer, other) for other in inputs) or any(
+                    _overlap(buffer, other) for other in buffers
+                ):
+                    buffer = np.empty(shape, dtype)
             results.append(result)
-            buffers.append(result if direct else np.empty(shape, dtype))
+            buffers.append(buffer)
         return results, buffers
 
-    def _refuse_names(self, feeds: Mapping[str, Array]) -> None:
+    def _refuse_names(self, feeds: Mapping[str, Array]) -> NoReturn:
         names = {spec.name for spec in self.inputs}
         missing = sorted(names - set(feeds))
         extra = sorted(set(feeds) - names)
         found = [f"missing {', '.join(map(repr, missing))}"] if missing else []
         found += [f"unknown {', '.join(map(repr, extra))}"] if extra else []
         raise FeedError(f"{' and '.join(found)}; expected {_describe(self.inputs)}")
+
+
+def _overlap(first: Array, second: Array) -> bool:
+    if first.base is None and second.base is None:  # each owns its memory
+        return first is second
+    return np.may_share_memory(first, second)
 
 
 def _check(spec: TensorSpec, array: object, kind: str) -> None:

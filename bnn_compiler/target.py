@@ -219,12 +219,12 @@ def _near_cpus(cpu: str, triples: list[str]) -> str:
 
 def _triple_architecture(triple: str, text: str | None = None) -> Architecture:
     name, _, rest = triple.partition("-")
+    system = rest.removeprefix("unknown-").removeprefix("pc-").removeprefix("none-")
     architecture: Architecture | None = None
-    if "linux" in rest:
-        if name in ("x86_64", "aarch64"):
-            architecture = "x86_64" if name == "x86_64" else "aarch64"
-        elif name in _ARM_ARCHS:
-            architecture = "arm"
+    if name in ("x86_64", "aarch64") and system == "linux-gnu":
+        architecture = "x86_64" if name == "x86_64" else "aarch64"
+    elif name in _ARM_ARCHS and system in ("linux-gnueabi", "linux-gnueabihf"):
+        architecture = "arm"
     if architecture is None:
         supported = ", ".join(_DEFAULT_TRIPLES.values())
         raise TargetError(f"target {text or triple!r}: cannot build for {triple!r}; supported triples: {supported}")
