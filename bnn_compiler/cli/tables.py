@@ -75,10 +75,13 @@ def summarise_verification(verification: VerificationReport) -> str:
 
 
 def print_notes(streams: Streams, report: Report) -> None:
-    """Decisions that the model left open, one line each."""
+    """Decisions that the model left open; the same decision at several nodes is one line."""
+    nodes: dict[str, list[str]] = {}
     for note in report["notes"]:
-        where = f"{note['node']}: " if note["node"] else ""
-        streams.out.write(f"note: {where}{note['detail']}\n")
+        nodes.setdefault(note["detail"], []).append(note["node"])
+    for detail, where in nodes.items():
+        place = where[0] if len(where) == 1 else f"{len(where)} layers"
+        streams.out.write(f"note: {place}: {detail}\n" if place else f"note: {detail}\n")
 
 
 def print_bench(streams: Streams, report: BenchReport) -> None:
