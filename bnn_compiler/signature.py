@@ -62,10 +62,7 @@ class Signature:
             raise FeedError(f"{self.name}: got {len(arrays)} arrays; expected {_describe(self.inputs)}")
         bound = []
         for array, (shape, dtype), spec in zip(arrays, self._input_types, self.inputs, strict=True):
-            if type(array) is np.ndarray and array.shape == shape and array.dtype == dtype and array.flags.carray:
-                bound.append(array)
-            else:
-                bound.append(_prepare_input(spec, array))
+            bound.append(array if _is_plain(array, shape, dtype) else _prepare_input(spec, array))
         return bound
 
     def bind_outputs(self, out: Mapping[str, Array], inputs: Sequence[Array]) -> tuple[list[Array], list[Array]]:
@@ -76,26 +73,27 @@ class Signature:
         Raises:
             FeedError: an array is of another shape or dtype or read-only, or a name is unknown.
         """
-        if not set(self.output_names).issuperset(out):
-            unknown = ", ".join(repr(name) for name in out if name not in self.output_names)
-            raise FeedError(f"unknown output {unknown}; the outputs are {_describe(self.outputs)}")
         results: list[Array] = []
         buffers: list[Array] = []
+        used = 0
         for spec, (shape, dtype) in zip(self.outputs, self._output_types, strict=True):
             result = out.get(spec.name)
             if result is None:
                 result = buffer = np.empty(shape, dtype)
             else:
-                _check(spec, result, "output")
-                if not result.flags.writeable:
-                    raise FeedError(f"output {spec.name!r}: the array is read-only")
-                buffer = result if result.flags.carray else np.empty(shape, dtype)
-                if any(_overlap(buffer, other) for other in inputs) or any(
-                    _overlap(buffer, other) for other in buffers
-                ):
+                used += 1
+                if not (_is_plain(result, shape, dtype) and _is_disjoint(result, inputs, buffers)):
+                    _check(spec, result, "output")
+                    if not result.flags.writeable:
+                        raise FeedError(f"output {spec.name!r}: the array is read-only")
                     buffer = np.empty(shape, dtype)
+                else:
+                    buffer = result
             results.append(result)
             buffers.append(buffer)
+        if used != len(out):
+            unknown = ", ".join(repr(name) for name in out if name not in self.output_names)
+            raise FeedError(f"unknown output {unknown}; the outputs are {_describe(self.outputs)}")
         return results, buffers
 
     def _refuse_names(self, feeds: Mapping[str, Array]) -> NoReturn:
@@ -107,10 +105,21 @@ class Signature:
         raise FeedError(f"{' and '.join(found)}; expected {_describe(self.inputs)}")
 
 
-def _overlap(first: Array, second: Array) -> bool:
-    if first.base is None and second.base is None:  # each owns its memory
-        return first is second
-    return np.may_share_memory(first, second)
+def _is_plain(array: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Return whether ``array`` is right and can be handed over as it is: C-contiguous, aligned and writable."""
+    return type(array) is np.ndarray and array.shape == shape and array.dtype == dtype and array.flags.carray
+
+
+def _is_disjoint(array: Array, *others: Sequence[Array]) -> bool:
+    """Return whether ``array`` shares no memory with any array of the sequences ``others``."""
+    for sequence in others:
+        for other in sequence:
+            if array is other:
+                return False
+            # Two arrays that both own their memory cannot overlap; asking NumPy takes half a microsecond.
+            if (array.base is not None or other.base is not None) and np.may_share_memory(array, other):
+                return False
+    return True
 
 
 def _check(spec: TensorSpec, array: object, kind: str) -> None:
