@@ -27,6 +27,7 @@ from .onnx_graph import (
     TENSOR_DTYPES,
     attribute_value,
     describe_node,
+    item_size,
     names_read,
     static_shape,
     subgraphs,
@@ -77,7 +78,7 @@ def dense_initializers(model: onnx.ModelProto) -> None:
     """Make the graph's sparse initialisers dense ones, in place.
 
     Raises:
-        ModelError: one is too large, or its indices lie outside its shape.
+        ModelError: one is too large.
     """
     for sparse in model.graph.sparse_initializer:
         array = _dense(f"the sparse initializer {sparse.values.name!r}", sparse)
@@ -117,20 +118,17 @@ def _constant_value(node: NodeProto) -> list[_Array]:
 
 
 def _dense(what: str, sparse: onnx.SparseTensorProto) -> _Array:
-    """A sparse tensor as a dense one; its indices are linear, or one list of coordinates per value."""
-    values, indices = numpy_helper.to_array(sparse.values).reshape(-1), numpy_helper.to_array(sparse.indices)
+    """A sparse tensor as a dense one; its indices are linear, or one list of coordinates per value.
+
+    ONNX's checker has proved that the indices fit the shape.
+    """
     shape = tuple(sparse.dims)
     elements = math.prod(shape)
-    if any(extent < 0 for extent in shape) or elements * values.itemsize > MAX_FOLDED_BYTES:
+    if min(shape, default=1) < 0 or elements * item_size(sparse.values.data_type) > MAX_FOLDED_BYTES:
         raise ModelError(f"{what} has the shape {list(shape)}, which is too large or negative")
-    if indices.ndim == 2:
-        if indices.shape != (values.size, len(shape)) or (indices < 0).any() or (indices >= np.asarray(shape)).any():
-            raise ModelError(f"{what} has indices that do not fit its shape {list(shape)}")
-        indices = np.ravel_multi_index(tuple(indices.T), shape)
-    if indices.shape != values.shape or (indices < 0).any() or (indices >= elements).any():
-        raise ModelError(f"{what} has indices that do not fit its shape {list(shape)}")
+    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
     dense = np.zeros(elements, values.dtype)
-    dense[indices] = values
+    dense[np.ravel_multi_index(tuple(indices.T), shape) if indices.ndim == 2 else indices] = values
     return dense.reshape(shape)
 
 

@@ -17,7 +17,6 @@ from .local_functions import inline_local_functions
 from .model_file import Source, load_model, source_name
 from .normalisation import normalise
 from .onnx_graph import TENSOR_DTYPES, static_shape
-from .operator_check import check_operands
 from .relax_importer import import_graph
 
 _NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
@@ -51,10 +50,9 @@ def import_onnx(model: Source, *, input_shapes: Mapping[str, tuple[int, ...]] = 
 def _import(source: Source, input_shapes: Mapping[str, tuple[int, ...]], name: str) -> ImportedModel:
     model = load_model(source)
     opset = standard_opset(model)
-    model = inline_local_functions(model)
+    model = inline_local_functions(model, opset)
     notes = ["the nodes were not in order, and have been sorted"] if check_graph(model) else []
     model, choices = normalise(model, input_shapes)
-    check_operands(model)
     return ImportedModel(
         name=name,
         module=import_graph(model, opset),

@@ -64,6 +64,7 @@ def check_graph(model: onnx.ModelProto) -> bool:
     graph = model.graph
     if len(graph.node) > MAX_NODES:
         raise ModelError(f"the graph has {len(graph.node)} nodes; at most {MAX_NODES} are supported")
+    _unify_standard_domain(model)
     _check_border("input", list(graph.input))
     _check_border("output", list(graph.output))
     _check_initializers(model)
@@ -74,14 +75,35 @@ def check_graph(model: onnx.ModelProto) -> bool:
     for output in graph.output:
         if output.name not in available:
             raise ModelError(f"nothing computes the graph's output {output.name!r}")
-    try:
-        onnx.checker.check_model(model)
-    except Exception as error:  # ValidationError, but also RuntimeError and ValueError from the C++ side
-        raise ModelError(f"not a valid ONNX model: {checker_cause(error)}") from error
+    _run_checker(model)
     nodes = all_nodes(graph)
     _check_required_inputs(nodes, standard_opset(model))
     _check_what_crashes_inference(nodes)
     return moved
+
+
+def _unify_standard_domain(model: onnx.ModelProto) -> None:
+    """The standard domain has two spellings; keep the empty one."""
+    for entry in (*model.opset_import, *all_nodes(model.graph)):
+        if entry.domain in ONNX_DOMAINS:
+            entry.domain = ""
+
+
+def _run_checker(model: onnx.ModelProto) -> None:
+    """Condition 5."""
+    # The checker insists on a shape at the graph's border, where ONNX Runtime takes none for an unknown rank, and so
+    # does this front end: the shape is inferred, or given by the user.
+    unknown = [
+        info for info in (*model.graph.input, *model.graph.output) if not info.type.tensor_type.HasField("shape")
+    ]
+    for info in unknown:
+        info.type.tensor_type.shape.SetInParent()
+    try:
+        onnx.checker.check_model(model)
+    except Exception as error:  # ValidationError, but also RuntimeError and ValueError from the C++ side
+        raise ModelError(f"not a valid ONNX model: {checker_cause(error)}") from error
+    for info in unknown:
+        info.type.tensor_type.ClearField("shape")
 
 
 def _check_required_inputs(nodes: list[NodeProto], opset: int) -> None:

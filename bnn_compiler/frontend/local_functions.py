@@ -11,19 +11,27 @@ from onnx import FunctionProto, NodeProto
 from bnn_compiler.errors import ModelError
 
 from .graph_check import MAX_NODES
-from .onnx_graph import subgraphs
+from .onnx_graph import ONNX_DOMAINS, subgraphs
 
 _Key = tuple[str, str, str]
 
 
-def inline_local_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without functions of its own.
+def inline_local_functions(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """The model, which uses the standard operator set ``opset``, without functions of its own.
 
     Raises:
-        ModelError: functions call each other in a circle, or their bodies multiply beyond any real network.
+        ModelError: a function uses another operator set, functions call each other in a circle, or their bodies
+            multiply beyond any real network.
     """
     if not model.functions:
         return model
+    for function in model.functions:
+        versions = {entry.version for entry in function.opset_import if entry.domain in ONNX_DOMAINS}
+        if versions - {opset}:
+            raise ModelError(
+                f"its function {function.domain}.{function.name} uses the operator set {min(versions)}, "
+                f"the model {opset}"
+            )
     functions = {_function_key(function): function for function in model.functions}
     if len(functions) < len(model.functions):
         raise ModelError("the model defines a function twice")

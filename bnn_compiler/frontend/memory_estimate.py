@@ -6,13 +6,14 @@ constants, the compiled ones), and the activations that are alive together at th
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import onnx
 
 from bnn_compiler.errors import ModelError
 
-from .onnx_graph import describe_node, tensor_bytes, tensor_types
+from .onnx_graph import describe_node, item_size, tensor_bytes, tensor_types
 
 CONSTANT_COPIES = 3
 
@@ -37,7 +38,7 @@ def estimated_bytes(model: onnx.ModelProto) -> tuple[int, str]:
     """Bytes needed, and the place where the activations need most."""
     graph = model.graph
     sizes = {name: tensor_bytes(type_proto) or 0 for name, type_proto in tensor_types(graph).items()}
-    constants = sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in graph.initializer)
+    constants = sum(math.prod(tensor.dims) * item_size(tensor.data_type) for tensor in graph.initializer)
     last_use: dict[str, int] = {}
     for index, node in enumerate(graph.node):
         last_use.update(dict.fromkeys((name for name in (*node.input, *node.output) if name in sizes), index))

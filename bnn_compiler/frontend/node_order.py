@@ -10,7 +10,7 @@ from onnx import NodeProto
 
 from bnn_compiler.errors import ModelError
 
-from .onnx_graph import ONNX_DOMAINS, describe_node, names_read
+from .onnx_graph import describe_node, names_read
 
 
 def name_nodes(model: onnx.ModelProto) -> None:
@@ -18,8 +18,6 @@ def name_nodes(model: onnx.ModelProto) -> None:
     taken = Counter(node.name for node in model.graph.node if node.name)
     seen: set[str] = set()
     for index, node in enumerate(model.graph.node):
-        if node.domain in ONNX_DOMAINS:
-            node.domain = ""
         if node.name and node.name not in seen:
             seen.add(node.name)
             continue

@@ -7,7 +7,7 @@ In order:
 3. every input dimension becomes a number (:mod:`bnn_compiler.frontend.input_shapes`);
 4. to a fixed point: shapes are inferred, constants folded (:mod:`bnn_compiler.frontend.constant_folding`), branches
    with a known condition taken; then each branch that is left becomes a ``Where`` over both sides;
-5. ``auto_pad`` becomes explicit pads;
+5. ``auto_pad`` becomes explicit pads, and operands are checked (:mod:`bnn_compiler.frontend.operator_check`);
 6. ``Identity`` and ``Dropout`` go, where no name of the graph's border depends on them;
 7. all nodes have unique names.
 """
@@ -26,6 +26,7 @@ from .explicit_padding import make_padding_explicit
 from .input_shapes import fix_input_shapes
 from .memory_estimate import check_memory
 from .node_order import name_nodes
+from .operator_check import check_operands
 from .pass_through import remove_pass_through
 from .shape_inference import infer_shapes, require_static_shapes
 
@@ -39,7 +40,8 @@ def normalise(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]
     Raises:
         UsageError: ``input_shapes`` does not fit the model, or leaves a dimension open.
         UnsupportedOperatorError: a shape is not known before run time, or branches differ in shape.
-        ModelError: shapes contradict each other, or the tensors do not fit into memory.
+        ModelError: shapes or operands contradict each other, a weight is damaged, or the tensors do not fit into
+            memory.
     """
     _drop_listed_initializers(model)  # 1
     dense_initializers(model)  # 2
@@ -48,8 +50,9 @@ def normalise(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]
     model = _settle(model)
     while select_branches(model):  # a branch may hold another
         model = _settle(model)
-    require_static_shapes(model)
     make_padding_explicit(model)  # 5
+    check_operands(model)
+    require_static_shapes(model)
     remove_pass_through(model)  # 6
     name_nodes(model)  # 7
     return model, notes

@@ -1,16 +1,15 @@
 """Operands that ONNX's shape inference lets pass, and that would fail late or read out of bounds.
 
-For each node with a weight:
+For each ``Conv``:
 
-1. ``Conv``: the weight's input channels times ``group`` are the data's channels, ``group`` divides the output channels,
-   a bias has one element per output channel, the window is not larger than the padded image, strides and dilations are
-   positive and pads not negative;
-2. ``Gemm``: inner dimensions agree;
-3. ``BatchNormalization``: parameters have one element per channel.
+1. ``group`` divides the output channels, and the weight's input channels times ``group`` are the data's channels;
+2. a bias has one element per output channel;
+3. ``kernel_shape``, where given, is that of the weight;
+4. the window, with its dilation, is not larger than the padded image.
 
 And for the weights of ``Conv``, ``ConvTranspose``, ``Gemm`` and ``MatMul``:
 
-4. every value is finite, and its square is, in the weight's own type. No training leaves a weight whose norm
+5. every value is finite, and its square is, in the weight's own type. No training leaves a weight whose norm
    overflows; a file with flipped bits does, because the exponent's high bits are hit as often as others. (Damage that
    leaves all weights plausible cannot be told from training: nothing in the format protects the data.)
 """
@@ -33,7 +32,7 @@ _WEIGHT_OPERANDS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul
 
 
 def check_operands(model: onnx.ModelProto) -> None:
-    """Check every node of a normalised model.
+    """Check every node of a model with inferred shapes and explicit pads.
 
     Raises:
         ModelError: a condition of this module does not hold; the message names the node.
@@ -43,79 +42,44 @@ def check_operands(model: onnx.ModelProto) -> None:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     checked: set[str] = set()
     for node in model.graph.node:
-        check = _CHECKS.get(node.op_type)
-        operands = [shapes.get(name) if name else None for name in node.input]
-        if check is not None:
-            check(node, operands)
+        if node.op_type == "Conv":
+            _check_conv(node, [shapes.get(name) if name else None for name in node.input])
         for index in _WEIGHT_OPERANDS.get(node.op_type, ()):
             weight = constants.get(node.input[index]) if index < len(node.input) else None
             if weight is not None and weight.name not in checked:
-                _check_weight(node, weight)  # 4
+                _check_weight(node, weight)
                 checked.add(weight.name)
 
 
 def _check_conv(node: NodeProto, operands: list[_Shape | None]) -> None:
-    """Condition 1."""
+    """Conditions 1 to 4. Shape inference has proved the lengths and signs of the attributes, and the ranks."""
     data, weight = operands[0], operands[1]
     if data is None or weight is None:
         return
-    group = integer_attribute(node, "group", 1)
-    rank = len(data) - 2
-    if rank < 1 or len(weight) != len(data):
-        raise ModelError(f"{describe_node(node)} has data of shape {list(data)} but a weight of shape {list(weight)}")
-    if group < 1 or weight[0] % group or weight[1] * group != data[1]:
+    group, rank = integer_attribute(node, "group", 1), len(data) - 2
+    if group < 1 or weight[0] % group or weight[1] * group != data[1]:  # 1
         raise ModelError(
             f"{describe_node(node)} has data of {data[1]} channels, but its weight of shape {list(weight)} "
             f"in {group} group{'s' if group != 1 else ''} needs {weight[1] * group}"
+            + (f", and output channels that {group} divides" if group > 0 and weight[0] % group else "")
         )
-    if len(operands) > 2 and operands[2] is not None and operands[2] != (weight[0],):
+    if len(operands) > 2 and operands[2] is not None and operands[2] != (weight[0],):  # 2
         raise ModelError(
             f"{describe_node(node)} has a bias of shape {list(operands[2])} for {weight[0]} output channels"
         )
     kernel = integers_attribute(node, "kernel_shape", list(weight[2:]))
-    if tuple(kernel) != weight[2:]:
+    if tuple(kernel) != weight[2:]:  # 3
         raise ModelError(f"{describe_node(node)} has the kernel_shape {kernel}, but a weight of shape {list(weight)}")
-    strides = integers_attribute(node, "strides", [1] * rank)
     dilations = integers_attribute(node, "dilations", [1] * rank)
     pads = integers_attribute(node, "pads", [0] * (2 * rank))
-    if len(strides) != rank or len(dilations) != rank or len(pads) != 2 * rank:
-        raise ModelError(f"{describe_node(node)} has strides, dilations or pads that are not for {rank} dimensions")
-    if min(strides) < 1 or min(dilations) < 1 or min(pads) < 0:
-        raise ModelError(f"{describe_node(node)} has a stride or dilation below 1, or a negative pad")
     for axis in range(rank):
         extent, window = data[2 + axis] + pads[axis] + pads[rank + axis], (kernel[axis] - 1) * dilations[axis] + 1
-        if window > extent:
+        if window > extent:  # 4
             raise ModelError(f"{describe_node(node)} has a window of {window} on a padded image of {extent}")
 
 
-def _check_gemm(node: NodeProto, operands: list[_Shape | None]) -> None:
-    """Condition 2."""
-    left, right = operands[0], operands[1]
-    if left is None or right is None:
-        return
-    if len(left) != 2 or len(right) != 2:
-        raise ModelError(
-            f"{describe_node(node)} multiplies shapes {list(left)} and {list(right)}; both must be matrices"
-        )
-    inner_left = left[0 if integer_attribute(node, "transA", 0) else 1]
-    inner_right = right[1 if integer_attribute(node, "transB", 0) else 0]
-    if inner_left != inner_right:
-        raise ModelError(f"{describe_node(node)} multiplies {inner_left} columns by {inner_right} rows")
-
-
-def _check_batch_normalization(node: NodeProto, operands: list[_Shape | None]) -> None:
-    """Condition 3."""
-    data = operands[0]
-    if data is None:
-        return
-    channels = data[1] if len(data) > 1 else 1
-    for name, shape in zip(("scale", "bias", "mean", "variance"), operands[1:5], strict=False):
-        if shape is not None and shape != (channels,):
-            raise ModelError(f"{describe_node(node)} has a {name} of shape {list(shape)} for {channels} channels")
-
-
 def _check_weight(node: NodeProto, tensor: TensorProto) -> None:
-    """Condition 4."""
+    """Condition 5."""
     weight = numpy_helper.to_array(tensor)
     if weight.dtype.kind != "f" or not weight.size:
         return
@@ -127,6 +91,3 @@ def _check_weight(node: NodeProto, tensor: TensorProto) -> None:
             f"{describe_node(node)} has the weight {float(weight[tuple(position)]):.4g} at {position} of "
             f"{tensor.name!r}: no training leaves such a value, the file is damaged"
         )
-
-
-_CHECKS = {"Conv": _check_conv, "Gemm": _check_gemm, "BatchNormalization": _check_batch_normalization}

@@ -13,7 +13,8 @@ from .onnx_graph import describe_node
 def remove_pass_through(model: onnx.ModelProto) -> int:
     """Drop such nodes and let their readers read the input, in place; the number of nodes dropped.
 
-    A node stays as an ``Identity`` where its result is an output of the graph: the border keeps its names.
+    The border keeps its names: where the result is an output of the graph, the tensor gets that output's name. Only
+    where it has such a name already, or is an input or a constant, the node stays, as an ``Identity``.
 
     Raises:
         UnsupportedOperatorError: a ``Dropout`` in training mode, or one whose mask is used.
@@ -35,10 +36,29 @@ def remove_pass_through(model: onnx.ModelProto) -> int:
             kept.append(NodeProto(op_type="Identity", name=node.name, input=node.input[:1], output=node.output[:1]))
         else:
             renamed[node.output[0]] = node.input[0]
+    kept = _give_output_names(kept, outputs)
     dropped = len(graph.node) - len(kept)
     del graph.node[:]
     graph.node.extend(kept)
     return dropped
+
+
+def _give_output_names(nodes: list[NodeProto], outputs: set[str]) -> list[NodeProto]:
+    """The nodes without those that only give a node's result the name of a graph output."""
+    produced = {name for node in nodes if node.op_type != "Identity" for name in node.output}
+    renamed: dict[str, str] = {}
+    kept: list[NodeProto] = []
+    for node in nodes:
+        source = node.input[0] if node.op_type == "Identity" else ""
+        if source in produced and source not in outputs and source not in renamed:
+            renamed[source] = node.output[0]
+        else:
+            kept.append(node)
+    for node in kept:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = renamed.get(name, name)
+    return kept
 
 
 def _check_dropout(node: NodeProto, used: set[str], constants: dict[str, TensorProto]) -> None:

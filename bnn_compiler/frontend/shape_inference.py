@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import onnx
 
 from bnn_compiler.errors import ModelError, UnsupportedOperatorError
 
 from .onnx_graph import describe_node, static_shape, tensor_types
+
+_NOISE = re.compile(r"\[(Shape|Type)InferenceError\] |Inference error\(s\): ")
+_NODE = re.compile(r"\(op_type: ?(\w+)(?:, node name: ([^)]*))?\)")
 
 
 def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -33,7 +38,7 @@ def require_static_shapes(model: onnx.ModelProto) -> None:
     """Every result of a node has a type, and a shape of numbers.
 
     Raises:
-        UnsupportedOperatorError: a result is no dense tensor, or its shape depends on the data.
+        UnsupportedOperatorError: a result is no dense tensor, has no elements, or its shape depends on the data.
     """
     types = tensor_types(model.graph)
     for node in model.graph.node:
@@ -46,11 +51,11 @@ def require_static_shapes(model: onnx.ModelProto) -> None:
                     f"{describe_node(node)}: the shape of its output {tensor!r} is not known before run time, "
                     "which cannot be compiled"
                 )
+            if 0 in (static_shape(found) or ()):
+                raise UnsupportedOperatorError(f"{describe_node(node)}: its output {tensor!r} has no elements")
 
 
 def inference_cause(error: Exception) -> str:
-    """The telling part of ONNX's multi-line message, as one line."""
-    text = " ".join(str(error).split())
-    for noise in ("[ShapeInferenceError]", "[TypeInferenceError]", "Inference error(s):", "(op_type:"):
-        text = text.replace(noise, "" if noise != "(op_type:" else "(operator ")
-    return " ".join(text.split())[:400]
+    """The telling part of ONNX's multi-line message, as one line that names the node as all messages do."""
+    text = _NOISE.sub("", " ".join(str(error).split()))
+    return _NODE.sub(lambda match: f"{match[1]} node {match[2]!r}" if match[2] else match[1], text).strip()[:400]
