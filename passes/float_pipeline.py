@@ -34,5 +34,5 @@ def float_pipeline(target: tvm.target.Target) -> list[tvm.transform.Pass]:
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(),
         # Phase 4: loops.
-        ScheduleFloatKernels(),
+        ScheduleFloatKernels(target),
     ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tvm
 from tvm import tirx
-from tvm.s_tir import Schedule
 
-from bnn_compiler.schedules.float_elementwise import inline_elementwise, merge_loops
+from bnn_compiler.schedules.float_elementwise import schedule_elementwise
+from bnn_compiler.schedules.float_vector import float_vector
+from bnn_compiler.schedules.isa import detect_isa
 
 #: PrimFuncs with this attribute are finished kernels.
 KERNEL_ATTR = "bnnc.kernel"
@@ -19,25 +20,20 @@ class ScheduleFloatKernels:
     1. PrimFuncs with attribute ``bnnc.kernel`` are left alone, as are those that are scheduled already
        (``tirx.is_scheduled``) or that have no sblocks.
     2. Elementwise producers and consumers are inlined, consumers of a float kernel into its store.
-    3. Loops over what remains are merged as far as memory layout allows.
+    3. Loops over what remains are merged as far as memory layout allows, and vectorised.
     """
+
+    def __init__(self, target: tvm.target.Target) -> None:
+        """Schedule for the vectors of ``target``."""
+        self.lanes = float_vector(detect_isa(target)).lanes
 
     def transform_module(self, module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Return ``module`` with its unfinished PrimFuncs scheduled."""
         updated = module.clone()
         for variable, function in module.functions_items():
             if isinstance(function, tirx.PrimFunc) and _wants_schedule(function):
-                updated.update_func(variable, schedule_float_kernel(function))
+                updated.update_func(variable, schedule_elementwise(function, self.lanes).with_attr("tirx.is_scheduled", True))
         return updated
-
-
-def schedule_float_kernel(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Schedule one PrimFunc; rules 2 and 3 of ``ScheduleFloatKernels``."""
-    schedule = Schedule(function)
-    inline_elementwise(schedule)
-    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
-        merge_loops(schedule, block)
-    return schedule.mod["main"].with_attr("tirx.is_scheduled", True)
 
 
 def _wants_schedule(function: tirx.PrimFunc) -> bool:
