@@ -136,10 +136,12 @@ class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is un
             if not tensor:
                 continue
             folded = _fold_layout(expression)
-            if isinstance(folded, relax.Var | tvm.ir.GenericConst | relax.ShapeExpr):
-                self._nodes[tensor] = folded  # an input handed on, or a constant: nothing to bind
+            handed_on = any(folded is given or folded.same_as(given) for given in inputs if given is not None)
+            if handed_on or isinstance(folded, tvm.ir.GenericConst | relax.ShapeExpr):
+                self._nodes[tensor] = folded  # nothing to bind
                 continue
-            variable = self.bb.emit(folded)
+            # Some converters bind their result themselves.
+            variable = folded if isinstance(folded, relax.Var) else self.bb.emit(folded)
             self._nodes[tensor] = variable
             variables.append((str(variable.name), tensor))
         self._results.append((node, variables))

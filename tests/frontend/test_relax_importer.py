@@ -140,6 +140,13 @@ def test_constant_clips_stay_clips(case: str) -> None:
     _agrees(imported, text, max(opset, 7))
 
 
+def test_a_result_that_its_converter_binds_has_a_name() -> None:
+    text = 'g (float[2,3] x, float[4,3] w) => (float[2,4] y) { [e] y = Einsum<equation = "bk,nk->bn">(x, w) }'
+    imported = import_onnx(parse(text))
+    assert {"node": "e", "op": "Einsum", "output": "y"} in _names(imported).values()
+    _agrees(imported, text, 17, atol=1e-6)
+
+
 def test_a_computed_bound_is_left_to_tvm() -> None:
     text = """g (float[4,5] x) => (float[4,5] y) {
         l = ReduceMin<keepdims = 0>(x) h = ReduceMax<keepdims = 0>(x) y = Clip(x, l, h) }"""
