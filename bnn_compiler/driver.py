@@ -18,6 +18,7 @@ from bnn_compiler.build import build_library
 from bnn_compiler.compiled_network import CompiledNetwork
 from bnn_compiler.errors import UsageError
 from bnn_compiler.frontend import ImportedModel, import_onnx
+from bnn_compiler.frontend.model_file import load_model
 from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.options import CompileOptions
 from bnn_compiler.passes.partition_binary_ops import LAYERS_ATTR
@@ -81,7 +82,7 @@ def compile_model(
         build_library(lowered.module, checked, manifest, library)
         compiled = CompiledNetwork(library, lowered.report, runs_here=checked.is_host)
     if options.verify and checked.is_host:
-        compiled.report["verification"] = _verify(compiled, imported, lowered, report_progress)
+        compiled.report["verification"] = _verify(compiled, model, imported, lowered, report_progress)
     report_progress("done", 1.0)
     return compiled
 
@@ -159,11 +160,15 @@ def _version(distribution: str) -> str:
         return "unknown"
 
 
-def _verify(compiled: CompiledNetwork, imported: ImportedModel, lowered: LoweredModel, progress: Progress) -> Any:
+def _verify(
+    compiled: CompiledNetwork, model: ModelSource, imported: ImportedModel, lowered: LoweredModel, progress: Progress
+) -> Any:
     result = verify_model(
         compiled,
         imported,
         lowered.layers,
+        # End to end against the model as it was given: the front end is verified, too.
+        original=load_model(model),
         zero_as_plus_one=[layer.zero_tensor for layer in lowered.layers if layer.zero_tensor is not None],
         float_layers=sum(entry["status"] == "float" for entry in lowered.report["layers"]),
         progress=lambda part: progress("verifying against ONNX Runtime", 0.6 + 0.4 * part),

@@ -24,6 +24,7 @@ counts them between the artifact and ONNX Runtime where the artifact can show it
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from typing import Protocol
 import numpy as np
 from onnx import ModelProto
 
-from .errors import VerificationError
+from .errors import ModelError, VerificationError
 from .layer_check import LayerCheck, check_layer
 from .layers import BinaryLayer
 from .reference import Array, Reference, expose, node_activation, sample_feeds, take_zero_as_plus_one
@@ -164,6 +165,7 @@ def verify_model(
 
     ``feeds`` replaces the ``INPUTS`` seeded random inputs. ``original`` is the model as the user gave it (same inputs
     and outputs as ``imported.onnx_model``): end to end it is the reference, so that the front end is verified too.
+    Where ONNX Runtime cannot load it (custom operators that the front end expressed in ONNX), ``imported`` stands in.
     ``zero_as_plus_one`` names the tensors whose ``Sign`` was compiled with Sign(0) = +1. ``float_layers`` is the
     number of layers that are neither binary nor binary-weight. ``probe`` gives activations of binary layers (the
     tensors that enter their convolutions) as the artifact computes them, by ONNX tensor name.
@@ -178,8 +180,7 @@ def verify_model(
     tensors = [name for layer in named for name in (layer.input_tensor, layer.output_tensor) if name is not None]
     inner = expose(model, [*tensors, *activations])
     plain, optimised = Reference(inner, optimise=False), Reference(inner)
-    whole = model if original is None or zero_as_plus_one else original
-    network, network_plain = Reference(whole), Reference(whole, optimise=False)
+    network, network_plain = _whole_network(model, original, zero_as_plus_one)
     steps, done = 2 * len(inputs) + len(named), 0
 
     def advance() -> None:
@@ -218,6 +219,20 @@ def verify_model(
         reference_flips,
         flips,
     )
+
+
+def _whole_network(
+    model: ModelProto, original: ModelProto | None, zero_as_plus_one: Collection[str]
+) -> tuple[Reference, Reference]:
+    """The reference end to end, optimised and plain."""
+    if original is not None:
+        signs = {node.input[0] for node in original.graph.node if node.op_type == "Sign"}
+        # A Sign that the front end found elsewhere (in a function, behind another name) cannot be adjusted here.
+        if signs.issuperset(zero_as_plus_one):
+            with contextlib.suppress(ModelError):
+                adjusted = take_zero_as_plus_one(original, zero_as_plus_one)
+                return Reference(adjusted), Reference(adjusted, optimise=False)
+    return Reference(model), Reference(model, optimise=False)
 
 
 def _activation_tensors(model: ModelProto, layers: Sequence[BinaryLayer]) -> list[str]:

@@ -52,7 +52,9 @@ def test_an_exact_layer_allows_not_one_ulp() -> None:
 
 
 def test_minus_zero_equals_zero() -> None:
-    assert check_layer(make_layer(1.0, exact=True), np.float32([[[-0.0]]]), np.float32([[[0.0]]])).passed
+    assert check_layer(
+        make_layer(1.0, exact=True), -np.zeros((1, 3, 1), np.float32), np.zeros((1, 3, 1), np.float32)
+    ).passed
 
 
 @pytest.mark.parametrize(("scale", "bias"), [(0.0371, None), (0.0371, 0.62), (3e-4, -1.5), (217.0, 3.0)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -50,12 +51,12 @@ def make_model(*, scale: float = 1.0, float_tail: bool = False) -> ModelProto:
     generator = np.random.default_rng(3)
     shape = (CHANNELS, CHANNELS, 3, 3)
     initializers = {
-        "shift": np.float32([[[0.25]]]),
+        "shift": np.array([[[0.25]]], np.float32),
         "w0": generator.choice([-1.0, 1.0], shape).astype(np.float32),
         "threshold": (2 * generator.integers(-4, 4, (1, CHANNELS, 1, 1)) + 1).astype(np.float32),
         "w1": (generator.choice([-1.0, 1.0], shape) * scale).astype(np.float32),
     }
-    conv = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    conv: dict[str, Any] = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
     nodes = [
         helper.make_node("Add", ["x", "shift"], ["a0"], name="shift_input"),
         helper.make_node("Sign", ["a0"], ["s0"], name="sign0"),
@@ -66,7 +67,7 @@ def make_model(*, scale: float = 1.0, float_tail: bool = False) -> ModelProto:
     ]
     output = "y1"
     if float_tail:
-        initializers["tenth"] = np.float32(0.01)
+        initializers["tenth"] = np.array(0.01, np.float32)
         nodes += [
             helper.make_node("Mul", ["y1", "tenth"], ["t"], name="tail_mul"),
             helper.make_node("Sigmoid", ["t"], ["out"], name="tail"),
@@ -162,7 +163,7 @@ def test_one_wrong_pad_names_the_layer() -> None:
     next(attribute for attribute in conv.attribute if attribute.name == "pads").ints[:] = [0, 0, 0, 0]
     conv.input[0] = "padded"
     pads = numpy_helper.from_array(np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64), "pad_widths")
-    value = numpy_helper.from_array(np.float32(-1.0), "pad_value")
+    value = numpy_helper.from_array(np.array(-1.0, np.float32), "pad_value")
     changed.graph.initializer.extend([pads, value])
     pad = helper.make_node("Pad", ["s1", "pad_widths", "pad_value"], ["padded"], name="pad")
     del changed.graph.node[:]
@@ -216,13 +217,29 @@ def test_the_original_model_is_the_reference_end_to_end() -> None:
     assert not verify_model(artifact, Network(imported), layers, original=model).passed
 
 
+def test_an_original_that_onnx_runtime_refuses_is_replaced() -> None:
+    model, layers = make_model(), make_layers()
+    custom = ModelProto()
+    custom.CopyFrom(model)
+    custom.opset_import.append(helper.make_opsetid("custom.domain", 1))
+    custom.graph.node[1].domain = "custom.domain"
+    artifact = OnnxArtifact(model, layers)
+    assert verify_model(artifact, Network(model), layers, original=custom).passed
+    wrong = OnnxArtifact(with_initializer(model, "threshold", (0, 3, 0, 0), 2.0), layers)
+    assert not verify_model(wrong, Network(model), layers, original=custom).passed
+
+
 def test_sign_of_zero_follows_the_option() -> None:
     model, layers = make_model(), make_layers()
     plus = take_zero_as_plus_one(model, ["a0"])
     zeros = {"x": np.full(SHAPE, -0.25, np.float32)}
     artifact = OnnxArtifact(plus, layers)
     assert not verify_model(artifact, Network(model), layers, feeds=[zeros]).passed
-    assert verify_model(artifact, Network(model), layers, feeds=[zeros], zero_as_plus_one=["a0"]).passed
+    for original in (None, model):
+        result = verify_model(
+            artifact, Network(model), layers, feeds=[zeros], zero_as_plus_one=["a0"], original=original
+        )
+        assert result.passed
 
 
 def test_plus_one_at_both_zeros_and_only_there() -> None:
@@ -234,7 +251,7 @@ def test_plus_one_at_both_zeros_and_only_there() -> None:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [5])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    x = np.float32([0.0, -0.0, 1e-30, -1e-30, np.nan])
+    x = np.array([0.0, -0.0, 1e-30, -1e-30, np.nan], np.float32)
     y = Reference(take_zero_as_plus_one(model, ["x"])).run({"x": x})["y"]
     assert y[:4].tolist() == [1, 1, 1, -1]
     assert node.input[0] == "x"
