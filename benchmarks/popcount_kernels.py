@@ -161,7 +161,7 @@ def measure(layer: Layer, target_text: str) -> bool:
         f" {peer / run:7.1f} {ratio:7.1f} {peer / (packing + counting):7.1f} {kernel_ratio:7.1f}"
         f" {'' if passed else f'  below {layer.required_run} / {layer.required_kernel}'}"
     )
-    return passed
+    return bool(passed)
 
 
 def main() -> None:

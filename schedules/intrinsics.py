@@ -23,6 +23,8 @@ from bnn_compiler.schedules.kernel_builder import Expr, constant, join, typed
 UInt64Array = NDArray[np.uint64]
 
 _LOW_NIBBLES = 0x0F0F0F0F0F0F0F0F
+#: (a ^ b) & c as the truth table of vpternlog, whose inputs are 0xF0, 0xCC and 0xAA.
+_XOR_AND = (0xF0 ^ 0xCC) & 0xAA
 #: popcount(0) … popcount(15) as bytes, in two little-endian halves.
 _NIBBLE_COUNTS = (0x0302020102010100, 0x0403030203020201)
 
@@ -36,25 +38,45 @@ def fused_multiply_add(a: Expr, b: Expr, c: Expr, dtype: str, isa: Isa) -> Expr:
     return _llvm("llvm.fma", dtype, a, b, c) if isa.fused_multiply_add else a * b + c
 
 
-def has_table_lookup(isa: Isa) -> bool:
-    """Whether ``lookup_int32x8`` exists: AVX-512 only."""
+def has_avx512(isa: Isa) -> bool:
+    """Whether ``narrow_pair`` and ``lookup_int32`` exist."""
     return isa.popcount in ("vpopcntq", "avx512_lookup")
 
 
-def lookup_int32x8(table: list[Expr], index: Expr) -> Expr:
-    """``table[index[lane]]`` for 8 lanes (``vpermi2d``); ``table`` is a list of int32x8, ``index`` int32x8 in range."""
+def narrow_pair(low: Expr, high: Expr) -> Expr:
+    """The low halves of two uint64x8 as one int32x16: one ``vpermt2d``, where two conversions would take five."""
+    dtype = "int32x16"
+    even = join([tirx.const(2 * lane, "int32") for lane in range(16)])
+    return _llvm(
+        "llvm.x86.avx512.vpermi2var.d.512", dtype, tirx.reinterpret(dtype, low), even, tirx.reinterpret(dtype, high)
+    )
+
+
+def narrow_pair_semantics(low: UInt64Array, high: UInt64Array) -> NDArray[np.int32]:
+    """``narrow_pair`` on arrays of 8."""
+    return np.concatenate([low, high]).astype(np.uint32).view(np.int32)
+
+
+def lookup_int32(table: list[Expr], index: Expr, lanes: int) -> Expr:
+    """``table[index[lane]]`` for 8 or 16 lanes; ``table`` is a list of int32 x lanes, ``index`` int32 x lanes in range.
+
+    One ``vpermd`` or ``vpermt2d`` per two vectors of the table, which read only the index bits they need.
+    """
+    dtype = typed("int32", lanes)
+    if len(table) == 1:
+        name = "llvm.x86.avx2.permd" if lanes == 8 else "llvm.x86.avx512.permvar.si.512"
+        return _llvm(name, dtype, table[0], index)
     padded = table if len(table) % 2 == 0 else [*table, table[-1]]
     result = None
     for pair in range(0, len(padded), 2):
-        # vpermi2d reads only the lowest four bits of an index.
-        found = _llvm("llvm.x86.avx512.vpermi2var.d.256", "int32x8", padded[pair], index, padded[pair + 1])
-        below = index < constant(8 * pair, "int32", 8)
+        found = _llvm(f"llvm.x86.avx512.vpermi2var.d.{32 * lanes}", dtype, padded[pair], index, padded[pair + 1])
+        below = index < constant(lanes * pair, "int32", lanes)
         result = found if result is None else tirx.Select(below, result, found)
     return result
 
 
 def lookup_semantics(table: NDArray[np.int32], index: NDArray[np.int32]) -> NDArray[np.int32]:
-    """``lookup_int32x8`` on a flat table."""
+    """``lookup_int32`` on a flat table."""
     return table[index]
 
 
@@ -76,17 +98,21 @@ class VectorPopcount(ABC):
         """Elements of a vector of partial counts."""
         return self.lanes * 8 // int(np.dtype(self.partial_dtype).itemsize)
 
+    def prepare(self, operand: Expr) -> tuple[Expr, ...]:
+        """What ``accumulate`` needs of an operand (uint64 x lanes) and can be computed once for all its partners."""
+        return (operand,)
+
     @abstractmethod
-    def accumulate(self, partial: Expr, words: Expr) -> Expr:
-        """``partial`` plus the bit counts of ``words`` (uint64 x lanes)."""
+    def accumulate(self, partial: Expr, a: tuple[Expr, ...], b: tuple[Expr, ...]) -> Expr:
+        """``partial`` plus the number of bits in which two prepared operands differ."""
 
     @abstractmethod
     def widen(self, partial: Expr) -> Expr:
         """The totals (uint64 x lanes) in ``partial``."""
 
-    def accumulate_semantics(self, partial: NDArray[Any], words: UInt64Array) -> NDArray[Any]:
+    def accumulate_semantics(self, partial: NDArray[Any], a: UInt64Array, b: UInt64Array) -> NDArray[Any]:
         """``accumulate`` on arrays whose last axis is the vector."""
-        elements = words.view(self.partial_dtype)
+        elements = (a ^ b).view(self.partial_dtype)
         counts = np.bitwise_count(elements) if hasattr(np, "bitwise_count") else _count_bits(elements)
         return (partial + counts).astype(self.partial_dtype)
 
@@ -107,9 +133,9 @@ def _count_bits(elements: NDArray[Any]) -> NDArray[np.uint8]:
 class NativePopcount(VectorPopcount):
     """``T.popcount`` on 64-bit lanes: ``vpopcntq`` where it exists, else what LLVM makes of it."""
 
-    def accumulate(self, partial: Expr, words: Expr) -> Expr:
+    def accumulate(self, partial: Expr, a: tuple[Expr, ...], b: tuple[Expr, ...]) -> Expr:
         """See ``VectorPopcount``."""
-        return partial + tirx.popcount(words)
+        return partial + tirx.popcount(a[0] ^ b[0])
 
     def widen(self, partial: Expr) -> Expr:
         """See ``VectorPopcount``."""
@@ -119,11 +145,12 @@ class NativePopcount(VectorPopcount):
 class LookupPopcount(VectorPopcount):
     """``vpshufb`` as a table of nibble counts into byte counters (8 per byte and word), widened by ``vpsadbw``."""
 
-    def accumulate(self, partial: Expr, words: Expr) -> Expr:
+    def accumulate(self, partial: Expr, a: tuple[Expr, ...], b: tuple[Expr, ...]) -> Expr:
         """See ``VectorPopcount``."""
         mask = constant(_LOW_NIBBLES, "uint64", self.lanes)
-        low = self._nibble_counts(words & mask)
-        high = self._nibble_counts((words >> constant(4, "uint64", self.lanes)) & mask)
+        differing = a[0] ^ b[0]
+        low = self._nibble_counts(differing & mask)
+        high = self._nibble_counts((differing >> constant(4, "uint64", self.lanes)) & mask)
         return partial + low + high
 
     def _nibble_counts(self, nibbles: Expr) -> Expr:
@@ -138,12 +165,33 @@ class LookupPopcount(VectorPopcount):
         return _llvm(name, typed("uint64", self.lanes), partial, constant(0, "uint8", 8 * self.lanes))
 
 
+class TernaryLookupPopcount(LookupPopcount):
+    """``LookupPopcount`` where ternary logic combines two operands and masks the nibbles in one instruction.
+
+    The high nibbles of an operand are shifted down once, not once per pair: six instructions per pair instead of eight.
+    """
+
+    def prepare(self, operand: Expr) -> tuple[Expr, ...]:
+        """See ``VectorPopcount``: low nibbles and high nibbles in the low halves of bytes, below junk."""
+        return operand, operand >> constant(4, "uint64", self.lanes)
+
+    def accumulate(self, partial: Expr, a: tuple[Expr, ...], b: tuple[Expr, ...]) -> Expr:
+        """See ``VectorPopcount``."""
+        low, high = (self._nibble_counts(self._differing_nibbles(x, y)) for x, y in zip(a, b, strict=True))
+        return partial + low + high
+
+    def _differing_nibbles(self, a: Expr, b: Expr) -> Expr:
+        mask = constant(_LOW_NIBBLES, "uint64", self.lanes)
+        dtype = typed("uint64", self.lanes)
+        return _llvm("llvm.x86.avx512.pternlog.q.512", dtype, a, b, mask, tirx.const(_XOR_AND, "int32"))
+
+
 class NeonPopcount(VectorPopcount):
     """``cnt`` on bytes, ``uadalp`` into 16-bit counters (16 per element and word), widened by two ``uaddlp``."""
 
-    def accumulate(self, partial: Expr, words: Expr) -> Expr:
+    def accumulate(self, partial: Expr, a: tuple[Expr, ...], b: tuple[Expr, ...]) -> Expr:
         """See ``VectorPopcount``."""
-        counts = tirx.popcount(tirx.reinterpret("uint8x16", words))
+        counts = tirx.popcount(tirx.reinterpret("uint8x16", a[0] ^ b[0]))
         return partial + _llvm("llvm.aarch64.neon.uaddlp.v8i16.v16i8", "uint16x8", counts)
 
     def widen(self, partial: Expr) -> Expr:
@@ -154,8 +202,8 @@ class NeonPopcount(VectorPopcount):
 
 #: The register tiles are the best measured (see docs/kernels.md); AVX2 and SSE have 16 registers, the others 32.
 _UNITS: dict[PopcountUnit, VectorPopcount] = {
-    "vpopcntq": NativePopcount(lanes=8, partial_dtype="uint64", partial_words=None, tile=(5, 4)),
-    "avx512_lookup": LookupPopcount(lanes=8, partial_dtype="uint8", partial_words=31, tile=(4, 4)),
+    "vpopcntq": NativePopcount(lanes=8, partial_dtype="uint64", partial_words=None, tile=(4, 4)),
+    "avx512_lookup": TernaryLookupPopcount(lanes=8, partial_dtype="uint8", partial_words=31, tile=(4, 4)),
     "avx2_lookup": LookupPopcount(lanes=4, partial_dtype="uint8", partial_words=31, tile=(2, 4)),
     "neon": NeonPopcount(lanes=2, partial_dtype="uint16", partial_words=4095, tile=(4, 4)),
     "portable": NativePopcount(lanes=2, partial_dtype="uint64", partial_words=None, tile=(1, 4)),

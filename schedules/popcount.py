@@ -12,10 +12,10 @@ K is the number of weights of a channel, taps in the padding included.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from bnn_compiler.schedules.intrinsics import VectorPopcount, fused_multiply_add
+from bnn_compiler.schedules.intrinsics import VectorPopcount, fused_multiply_add, has_avx512, narrow_pair
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.kernel_builder import (
     Buffer,
@@ -108,21 +108,42 @@ class PopcountTile:
                 store(self._counts[i][j], 0, constant(0, unit.partial_dtype, unit.partial_lanes), unit.partial_lanes)
         with serial(depth) as step:
             k = start + step
-            operands = [bind(vector_at(k, i)) for i in range(vectors)]
+            operands = [self._prepared(vector_at(k, i)) for i in range(vectors)]
             for j in range(words):
-                word = bind(splat(word_at(k, j), unit.lanes))
+                word = self._prepared(splat(word_at(k, j), unit.lanes))
                 for i in range(vectors):
                     counts = self._counts[i][j]
                     partial = load(counts, 0, unit.partial_lanes)
-                    store(counts, 0, unit.accumulate(partial, operands[i] ^ word), unit.partial_lanes)
+                    store(counts, 0, unit.accumulate(partial, operands[i], word), unit.partial_lanes)
+
+    def _prepared(self, operand: Expr) -> tuple[Expr, ...]:
+        return tuple(bind(part) for part in self._unit.prepare(bind(operand)))
 
     def _widened(self, i: int, j: int) -> Expr:
         return self._unit.widen(load(self._counts[i][j], 0, self._unit.partial_lanes))
 
 
-def integer_result(total: Expr, offset: Expr, alphabet: Alphabet, lanes: int) -> Expr:
-    """z = offset - step·P as int32 x lanes, from P as uint64 x lanes and the offset as int32 x lanes."""
-    disagreements = total.astype(typed("int32", lanes))
+def spans(offsets: Sequence[int], lanes: int, isa: Isa) -> Iterator[tuple[int, int]]:
+    """Group the vectors of a tile for the epilogue: (index of the first, number of vectors), one or two vectors each.
+
+    ``offsets`` are the vectors' first elements. AVX-512 treats two adjacent vectors of 64-bit totals as one of 32-bit
+    results, which halves the epilogue; that is a tenth of a 3x3 convolution of 64 channels.
+    """
+    index = 0
+    while index < len(offsets):
+        adjacent = index + 1 < len(offsets) and offsets[index + 1] - offsets[index] == lanes
+        count = 2 if has_avx512(isa) and adjacent else 1
+        yield index, count
+        index += count
+
+
+def narrowed(totals: Sequence[Expr], lanes: int) -> Expr:
+    """The totals of a span, each uint64 x lanes, as one vector of int32."""
+    return narrow_pair(*totals) if len(totals) == 2 else totals[0].astype(typed("int32", lanes))
+
+
+def integer_result(disagreements: Expr, offset: Expr, alphabet: Alphabet, lanes: int) -> Expr:
+    """z = offset - step·P as int32 x lanes, from P and the offset as int32 x lanes."""
     if alphabet == "bipolar":
         disagreements = disagreements << constant(1, "int32", lanes)
     return offset - disagreements

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnn_compiler.schedules.geometry import ConvGeometry
-from bnn_compiler.schedules.intrinsics import VectorPopcount, has_table_lookup, lookup_int32x8, vector_popcount
+from bnn_compiler.schedules.intrinsics import VectorPopcount, has_avx512, lookup_int32, vector_popcount
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.kernel_builder import (
     Argument,
@@ -51,7 +51,9 @@ from bnn_compiler.schedules.popcount import (
     PopcountTile,
     float_result,
     integer_result,
+    narrowed,
     planes,
+    spans,
     store_leading,
     words_per,
 )
@@ -59,7 +61,7 @@ from bnn_compiler.schedules.popcount import (
 #: Bytes of im2col columns per band: a part of every L2 cache the kernels are meant for.
 _BAND_BYTES = 128 * 1024
 #: Tables of border corrections are padded to vectors of this many entries.
-_TABLE_ALIGN = 8
+_TABLE_ALIGN = 16
 
 
 def conv_bits_shape(geometry: ConvGeometry, alphabet: Alphabet) -> tuple[int, ...]:
@@ -282,20 +284,21 @@ class _ConvEmitter:
             self._channels(image, group, column_start, first_pixel, [0], self.band_pixels)
             return
         full, rest = tile_starts(self.band_pixels, lanes, vectors)
-        if full:
-            with serial(full) as tile:
-                starts = [tile * (vectors * lanes) + vector * lanes for vector in range(vectors)]
-                self._channels(image, group, column_start, first_pixel, starts, lanes)
+        with serial(full) as tile:
+            first = tile * (vectors * lanes)
+            offsets = [vector * lanes for vector in range(vectors)]
+            self._channels(image, group, column_start + first, first_pixel + first, offsets, lanes)
         if rest:
             self._channels(image, group, column_start, first_pixel, rest, lanes)
 
     def _channels(
-        self, image: Expr, group: Expr, column_start: Index, first_pixel: Expr, starts: list[Index], valid: int
+        self, image: Expr, group: Expr, column_start: Index, first_pixel: Expr, offsets: list[int], valid: int
     ) -> None:
+        """All channels of a group, for the vectors of pixels at ``offsets`` from ``first_pixel``."""
         channels = self.plan.geometry.group_out_channels
         rows = self.tile_shape[1]
         block = partial(
-            self._block, image, column_start=column_start, first_pixel=first_pixel, starts=starts, valid=valid
+            self._block, image, column_start=column_start, first_pixel=first_pixel, offsets=offsets, valid=valid
         )
         with serial(channels // rows) as index:
             block(group * channels + index * rows, rows)
@@ -310,37 +313,40 @@ class _ConvEmitter:
         *,
         column_start: Index,
         first_pixel: Expr,
-        starts: list[Index],
+        offsets: list[int],
         valid: int,
     ) -> None:
-        """One register tile: the vectors at ``starts`` for ``rows`` channels."""
+        """One register tile: the vectors at ``offsets`` for ``rows`` channels."""
         plan = self.plan
         lanes = self.unit.lanes
         first_channel = bind(first_channel)
         totals = self.tile.emit(
-            len(starts),
+            len(offsets),
             rows,
-            lambda k, i: load(self.columns, column_start + k * plan.column_stride + starts[i], lanes),
+            lambda k, i: load(self.columns, column_start + k * plan.column_stride + offsets[i], lanes),
             lambda k, j: load(self.buffers["weights"], (first_channel + j) * plan.depth + k),
         )
         for j in range(rows):
             channel = first_channel + j
-            scale, bias = (
-                bind(splat(load(self.buffers[name], channel), lanes)) if name in self.buffers else None
-                for name in ("scale", "bias")
-            )
+            parameters = [
+                bind(load(self.buffers[name], channel)) if name in self.buffers else None for name in ("scale", "bias")
+            ]
             output = bind((image * plan.geometry.out_channels + channel) * plan.pixels + first_pixel)
-            for i, start in enumerate(starts):
-                offset = self._offset(channel, first_pixel + start, valid)
-                y = integer_result(totals[i][j], offset, plan.alphabet, lanes)
+            for i, count in spans(offsets, lanes, plan.isa):
+                width = count * lanes
+                disagreements = narrowed([totals[i + vector][j] for vector in range(count)], lanes)
+                offset = self._offset(channel, first_pixel + offsets[i], width, valid)
+                y = integer_result(disagreements, offset, plan.alphabet, width)
                 if str(self.buffers["output"].dtype) == "float32":
-                    y = float_result(y, scale, bias, lanes, plan.isa)
-                store_leading(self.buffers["output"], output + start, y, valid, lanes, self.spill)
+                    scale, bias = (None if value is None else splat(value, width) for value in parameters)
+                    y = float_result(y, scale, bias, width, plan.isa)
+                # Either every vector is whole, or there is one, and partly real.
+                leading = valid if valid < lanes else width
+                store_leading(self.buffers["output"], output + offsets[i], y, leading, width, self.spill)
 
-    def _offset(self, channel: Expr, pixel: Expr, valid: int) -> Expr:
-        """The offset in z of ``lanes`` pixels of a channel, int32 x lanes."""
+    def _offset(self, channel: Expr, pixel: Expr, lanes: int, valid: int) -> Expr:
+        """The offset in z of ``lanes`` adjacent pixels of a channel, int32 x lanes; only ``valid`` if fewer exist."""
         plan = self.plan
-        lanes = self.unit.lanes
         if not plan.has_table:
             if plan.alphabet == "unsigned":
                 return splat(load(self.buffers["offsets"], channel), lanes)
@@ -349,13 +355,13 @@ class _ConvEmitter:
             return constant(weights, "int32", lanes)
         table = channel * plan.classes
         offsets = self.buffers["offsets"]
-        if valid < lanes:
+        if valid < self.unit.lanes:
             # Fewer pixels than lanes: the class map ends here, so it cannot be loaded as a vector.
             indices = [load(self.buffers["pixel_class"], pixel + min(lane, valid - 1)) for lane in range(lanes)]
             return _gather(offsets, table, indices)
-        if has_table_lookup(plan.isa) and plan.classes <= 4 * _TABLE_ALIGN:
-            entries = [load(offsets, table + start, 8) for start in range(0, plan.classes, _TABLE_ALIGN)]
-            return lookup_int32x8(entries, load(self.buffers["pixel_class"], pixel, lanes))
+        if has_avx512(plan.isa) and plan.classes <= 4 * _TABLE_ALIGN:
+            entries = [load(offsets, table + start, lanes) for start in range(0, plan.classes, lanes)]
+            return lookup_int32(entries, load(self.buffers["pixel_class"], pixel, lanes), lanes)
         return _gather(offsets, table, [load(self.buffers["pixel_class"], pixel + lane) for lane in range(lanes)])
 
 

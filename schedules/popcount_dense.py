@@ -36,7 +36,9 @@ from bnn_compiler.schedules.popcount import (
     PopcountTile,
     float_result,
     integer_result,
+    narrowed,
     planes,
+    spans,
     words_per,
 )
 
@@ -153,20 +155,20 @@ class _DenseEmitter:
         totals = self.tile.emit(
             vectors, rows, vector_at, lambda k, j: load(self.buffers["bits"], (first_row + j) * layer.depth + k)
         )
-        for i in range(vectors):
-            feature = first_feature + i * lanes
-            if features - i * lanes >= lanes:
-                parameters = self._parameters(feature, lanes)
-                for j in range(rows):
-                    z = integer_result(totals[i][j], self._offset(feature, lanes), layer.alphabet, lanes)
-                    self._store((first_row + j) * layer.out_features + feature, z, parameters, lanes)
-                continue
+        whole = features // lanes
+        for i, count in spans([vector * lanes for vector in range(whole)], lanes, layer.isa):
+            feature, width = first_feature + i * lanes, count * lanes
+            parameters = self._parameters(feature, width)
             for j in range(rows):
-                store(self.spill, 0, totals[i][j].astype(f"int32x{lanes}"), lanes)
-                for lane in range(features - i * lanes):
-                    z = integer_result(load(self.spill, lane), self._offset(feature + lane, 1), layer.alphabet, 1)
-                    index = (first_row + j) * layer.out_features + feature + lane
-                    self._store(index, z, self._parameters(feature + lane, 1), 1)
+                disagreements = narrowed([totals[i + vector][j] for vector in range(count)], lanes)
+                z = integer_result(disagreements, self._offset(feature, width), layer.alphabet, width)
+                self._store((first_row + j) * layer.out_features + feature, z, parameters, width)
+        for j in range(rows if whole < vectors else 0):
+            store(self.spill, 0, narrowed(totals[whole][j : j + 1], lanes), lanes)
+            for lane in range(features - whole * lanes):
+                feature = first_feature + whole * lanes + lane
+                z = integer_result(load(self.spill, lane), self._offset(feature, 1), layer.alphabet, 1)
+                self._store((first_row + j) * layer.out_features + feature, z, self._parameters(feature, 1), 1)
 
     def _parameters(self, feature: Index, lanes: int) -> list[Expr | None]:
         return [

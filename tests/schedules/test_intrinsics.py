@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bnn_compiler.schedules.intrinsics import fused_multiply_add, lookup_int32x8, lookup_semantics, vector_popcount
+from bnn_compiler.schedules.intrinsics import (
+    fused_multiply_add,
+    lookup_int32,
+    lookup_semantics,
+    narrow_pair,
+    narrow_pair_semantics,
+    vector_popcount,
+)
 from bnn_compiler.schedules.isa import Isa, detect_isa
 from bnn_compiler.schedules.kernel_builder import Argument, build_kernel, load, store, tile_starts, typed
 from bnn_compiler.schedules.reference import multiply_add
@@ -18,17 +25,19 @@ _WORDS = 4
 
 
 def _count_kernel(isa: Isa) -> Any:
-    """Totals of ``_WORDS`` vectors of words."""
+    """Totals of ``_WORDS`` pairs of vectors."""
     unit = vector_popcount(isa)
 
     def emit(buffers: Mapping[str, Any]) -> None:
         partial = load(buffers["start"], 0, unit.partial_lanes)
         for word in range(_WORDS):
-            partial = unit.accumulate(partial, load(buffers["words"], word * unit.lanes, unit.lanes))
+            a, b = (unit.prepare(load(buffers[name], word * unit.lanes, unit.lanes)) for name in "ab")
+            partial = unit.accumulate(partial, a, b)
         store(buffers["totals"], 0, unit.widen(partial), unit.lanes)
 
     arguments = [
-        Argument("words", (_WORDS, unit.lanes), "uint64"),
+        Argument("a", (_WORDS, unit.lanes), "uint64"),
+        Argument("b", (_WORDS, unit.lanes), "uint64"),
         Argument("start", (unit.partial_lanes,), unit.partial_dtype),
         Argument("totals", (unit.lanes,), "uint64"),
     ]
@@ -42,14 +51,15 @@ def test_counts_bits_as_its_semantics(cpu: str) -> None:
     kernels = CompiledKernels(cpu, {"count": _count_kernel(isa)})
     rng = np.random.default_rng(0)
     full = np.full((_WORDS, unit.lanes), np.iinfo(np.uint64).max, np.uint64)
-    for words in [rng.integers(0, 1 << 64, (_WORDS, unit.lanes), np.uint64), full, full * np.uint64(0)]:
+    random = [rng.integers(0, 1 << 64, (_WORDS, unit.lanes), np.uint64) for _ in range(2)]
+    for a, b in [random, (full, ~full), (full, full), (random[0], full)]:
         start = rng.integers(0, 100, unit.partial_lanes).astype(unit.partial_dtype)
         partial = start
-        for word in words:
-            partial = unit.accumulate_semantics(partial, word)
+        for word in range(_WORDS):
+            partial = unit.accumulate_semantics(partial, a[word], b[word])
         expected = unit.widen_semantics(partial)
-        assert expected.sum() == start.sum(dtype=np.uint64) + np.bitwise_count(words).sum(dtype=np.uint64)
-        np.testing.assert_array_equal(kernels.run("count", [words, start], (unit.lanes,), "uint64"), expected)
+        assert expected.sum() == start.sum(dtype=np.uint64) + np.bitwise_count(a ^ b).sum(dtype=np.uint64)
+        np.testing.assert_array_equal(kernels.run("count", [a, b, start], (unit.lanes,), "uint64"), expected)
 
 
 @pytest.mark.parametrize("cpu", [*X86_CPUS, "cortex-a72"])
@@ -80,15 +90,17 @@ def test_instructions(cpu: str, present: list[str], absent: list[str]) -> None:
     assert [text for text in absent if text in assembly] == []
 
 
-@pytest.mark.parametrize("entries", [8, 16, 24, 32])
+@pytest.mark.parametrize("lanes", [8, 16])
+@pytest.mark.parametrize("entries", [16, 32, 48, 64])
 @pytest.mark.parametrize("cpu", ["znver4", "skylake-avx512"])
-def test_table_lookup(cpu: str, entries: int) -> None:
+def test_table_lookup(cpu: str, entries: int, lanes: int) -> None:
     runnable_isa(cpu)
 
     def emit(buffers: Mapping[str, Any]) -> None:
-        table = [load(buffers["table"], start, 8) for start in range(0, entries, 8)]
-        for start in range(0, 64, 8):
-            store(buffers["found"], start, lookup_int32x8(table, load(buffers["index"], start, 8)), 8)
+        table = [load(buffers["table"], start, lanes) for start in range(0, entries, lanes)]
+        for start in range(0, 64, lanes):
+            found = lookup_int32(table, load(buffers["index"], start, lanes), lanes)
+            store(buffers["found"], start, found, lanes)
 
     arguments = [
         Argument("table", (entries,), "int32"),
@@ -100,6 +112,20 @@ def test_table_lookup(cpu: str, entries: int) -> None:
     index = (np.arange(64) * 7 % entries).astype(np.int32)
     found = kernels.run("lookup", [table, index], (64,), "int32")
     np.testing.assert_array_equal(found, lookup_semantics(table, index))
+
+
+@pytest.mark.parametrize("cpu", ["znver4", "skylake-avx512"])
+def test_narrow_pair(cpu: str) -> None:
+    runnable_isa(cpu)
+
+    def emit(buffers: Mapping[str, Any]) -> None:
+        store(buffers["narrow"], 0, narrow_pair(load(buffers["low"], 0, 8), load(buffers["high"], 0, 8)), 16)
+
+    arguments = [Argument("low", (8,), "uint64"), Argument("high", (8,), "uint64"), Argument("narrow", (16,), "int32")]
+    kernels = CompiledKernels(cpu, {"narrow": build_kernel("narrow", "narrow", arguments, emit)})
+    low, high = np.random.default_rng(0).integers(0, 1 << 64, (2, 8), np.uint64)
+    narrow = kernels.run("narrow", [low, high], (16,), "int32")
+    np.testing.assert_array_equal(narrow, narrow_pair_semantics(low, high))
 
 
 @pytest.mark.parametrize("cpu", X86_CPUS)
