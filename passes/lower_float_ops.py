@@ -12,11 +12,14 @@ from tvm import relax, tirx
 from bnn_compiler.constants import ConstantEvaluator, dtype_of, op_name, static_shape
 from bnn_compiler.schedules.float_conv import conv_kernel, pack_conv_weight, plan_conv
 from bnn_compiler.schedules.float_gemm import gemm_kernel, pack_gemm_weight, plan_gemm
+from bnn_compiler.schedules.float_pool import PoolKind, PoolPlan, average_weights, pool_kernel
 from bnn_compiler.schedules.float_vector import FloatVector, float_vector
-from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import detect_isa
 
-_LAYOUTS = {"relax.nn.conv1d": ("NCW", "OIW"), "relax.nn.conv2d": ("NCHW", "OIHW")}
+from .window_geometry import window_geometry, window_pads
+
+_DATA_LAYOUTS = {1: "NCW", 2: "NCHW"}
+_KERNEL_LAYOUTS = {1: "OIW", 2: "OIHW"}
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerFloatOps")
@@ -26,13 +29,15 @@ class LowerFloatOps:
     1. Operands and result are float32 tensors of static shape.
     2. ``nn.conv1d`` and ``nn.conv2d`` in NC(H)W with a constant OI(H)W weight, any stride, dilation, padding and groups;
        the weight is re-packed here.
-    3. ``matmul`` of matrices, or of any stack of rows with a constant matrix (re-packed here).
+    3. 1-D and 2-D max and average pools in NC(H)W.
+    4. ``matmul`` of matrices, or of any stack of rows with a constant matrix (re-packed here).
 
     The kernels' pattern lets ``relax.transform.FuseOps`` append elementwise operators, which ``ScheduleFloatKernels``
     then merges into the kernels' store.
     """
 
     def __init__(self, target: tvm.target.Target) -> None:
+        """Lower for the vectors of ``target``."""
         self.vector = float_vector(detect_isa(target))
 
     def transform_module(self, module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
@@ -55,6 +60,10 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         self._rules: dict[str, Callable[[relax.Call], relax.Expr | None]] = {
             "relax.nn.conv1d": self._convolution,
             "relax.nn.conv2d": self._convolution,
+            "relax.nn.max_pool1d": self._pool,
+            "relax.nn.max_pool2d": self._pool,
+            "relax.nn.avg_pool1d": self._pool,
+            "relax.nn.avg_pool2d": self._pool,
             "relax.matmul": self._matmul,
         }
         self._kernels: dict[Any, tvm.ir.GlobalVar] = {}
@@ -72,22 +81,37 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
 
     def _convolution(self, call: relax.Call) -> relax.Expr | None:
         attrs = call.attrs
-        layouts = _LAYOUTS[op_name(call)]
         weight = self._constants.value(call.args[1])
-        found = (str(attrs.data_layout), str(attrs.kernel_layout))
-        if weight is None or found != layouts or str(attrs.out_layout) != layouts[0]:
-            return None
         shape, out_shape = static_shape(call.args[0]), static_shape(call)
         assert shape is not None and out_shape is not None
         rank = len(shape) - 2
-        geometry = _geometry(shape, weight.shape, attrs)
+        layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
+        if weight is None or layouts != (_DATA_LAYOUTS[rank], _KERNEL_LAYOUTS[rank], _DATA_LAYOUTS[rank]):
+            return None
         if weight.size == 0 or 0 in out_shape:
             return None
+        geometry = window_geometry(shape, out_shape, weight.shape[2:], attrs, int(attrs.groups))
         plan = plan_conv(geometry, self._vector)
-        name = f"float_conv{rank}d"
-        kernel = self._kernel((plan, rank), name, lambda: conv_kernel(plan, rank))
+        kernel = self._kernel((plan, rank), f"float_conv{rank}d", lambda: conv_kernel(plan, rank))
         packed = relax.const(pack_conv_weight(plan, weight))
         return relax.call_tir(kernel, [self.visit_expr(call.args[0]), packed], out_ty=_tensor(out_shape))
+
+    def _pool(self, call: relax.Call) -> relax.Expr | None:
+        attrs = call.attrs
+        shape, out_shape = static_shape(call.args[0]), static_shape(call)
+        assert shape is not None and out_shape is not None
+        rank = len(shape) - 2
+        if (str(attrs.layout), str(attrs.out_layout)) != (_DATA_LAYOUTS[rank],) * 2 or 0 in out_shape:
+            return None
+        geometry = window_geometry(shape, out_shape, attrs.pool_size, attrs, shape[1])
+        kind: PoolKind = "max" if "max" in op_name(call) else "average"
+        plan = PoolPlan(geometry, kind, self._vector.lanes, rank)
+        kernel = self._kernel(plan, f"float_{kind}_pool{rank}d", lambda: pool_kernel(plan))
+        arguments = [self.visit_expr(call.args[0])]
+        if kind == "average":
+            pads = window_pads(attrs)
+            arguments.append(relax.const(average_weights(geometry, pads, bool(attrs.count_include_pad))))
+        return relax.call_tir(kernel, arguments, out_ty=_tensor(out_shape))
 
     def _matmul(self, call: relax.Call) -> relax.Expr | None:
         left, right = (static_shape(arg) for arg in call.args)
@@ -119,26 +143,3 @@ def _is_static_float(call: relax.Call) -> bool:
 
 def _tensor(shape: tuple[int, ...]) -> relax.TensorType:
     return relax.TensorType(shape, "float32")
-
-
-def _geometry(shape: tuple[int, ...], weight_shape: tuple[int, ...], attrs: Any) -> ConvGeometry:
-    """Geometry of a 1-D (as one row) or 2-D convolution."""
-    rank = len(shape) - 2
-    pads = [int(pad) for pad in attrs.padding]
-    height = (shape[2],) if rank == 2 else (1,)
-    kernel, strides, dilations = (
-        tuple(int(value) for value in values) if rank == 2 else (1, int(values[0]))
-        for values in (weight_shape[2:], attrs.strides, attrs.dilation)
-    )
-    return ConvGeometry(
-        batch=shape[0],
-        in_channels=shape[1],
-        height=height[0],
-        width=shape[-1],
-        out_channels=weight_shape[0],
-        kernel=kernel,  # type: ignore[arg-type]
-        strides=strides,  # type: ignore[arg-type]
-        pads=(pads[0], pads[1], pads[2], pads[3]) if rank == 2 else (0, pads[0], 0, pads[1]),
-        dilations=dilations,  # type: ignore[arg-type]
-        groups=int(attrs.groups),
-    )
