@@ -12,6 +12,8 @@ import numpy.typing as npt
 from bnn_compiler.artifact import decode_manifest, specs_from_json
 from bnn_compiler.atomic_file import atomic_write
 from bnn_compiler.errors import ArtifactError
+from bnn_compiler.passes.expose_activation_bits import FUNCTION as EXPOSE_FUNCTION
+from bnn_compiler.passes.expose_activation_bits import SUFFIX as EXPOSE_SUFFIX
 from bnn_compiler.report import Report
 from bnn_compiler.runtime import CompiledModel, load
 from bnn_compiler.tensor_spec import TensorSpec
@@ -60,6 +62,26 @@ class CompiledNetwork:
     def run_function(self, name: str, value: Array) -> Array:
         """Run one binary layer (``function`` in the report) alone, on its float32 input."""
         return self.model.run_function(name, [np.ascontiguousarray(value)])[0]
+
+    def activation_bits(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Packed activations of the binary layers as ``run`` computes them on ``feeds``, in the order of the network.
+
+        The key is the function of the first layer that takes them; uint64, in the layout of the layer's kernel. Empty
+        where the library does not show them (``passes.ExposeActivationBits``).
+        """
+        functions = self.model.functions
+        if EXPOSE_FUNCTION not in functions:
+            return {}
+        layers = sorted(
+            (
+                name.removesuffix(EXPOSE_SUFFIX)
+                for name in functions
+                if name.startswith("layer_") and name.endswith(EXPOSE_SUFFIX)
+            ),
+            key=lambda name: int(name.removeprefix("layer_")),
+        )
+        arrays = [np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs]
+        return dict(zip(layers, self.model.run_function(EXPOSE_FUNCTION, arrays), strict=True))
 
     def export(self, path: str | Path) -> None:
         """Write the shared library to ``path``, whole or not at all.

@@ -10,7 +10,7 @@ import tvm
 
 from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.options import Algorithm, SignZero
-from bnn_compiler.passes import FoldBatchNorm, LowerBinaryOps, PartitionBinaryOps, float_pipeline
+from bnn_compiler.passes import ExposeActivationBits, FoldBatchNorm, LowerBinaryOps, PartitionBinaryOps, float_pipeline
 
 Progress = Callable[[str, float], None]
 
@@ -40,6 +40,8 @@ def phases(
         Phase("lower", (LowerBinaryOps(target, layers=layers),)),
         # The float rest gets register-tiled kernels, fused element-wise operators and schedules.
         Phase("float", tuple(float_pipeline(target))),
+        # Two kinds of functions that only verification calls: it counts the signs that came out differently.
+        Phase("expose", (ExposeActivationBits(),)),
     )
 
 

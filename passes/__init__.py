@@ -1,6 +1,7 @@
 """Relax passes, one per file; each can stand in a ``tvm.transform.Sequential`` of its own."""
 
 from .compile_binary_ops import CompileBinaryOps
+from .expose_activation_bits import ExposeActivationBits
 from .float_pipeline import float_pipeline
 from .fold_batch_norm import FoldBatchNorm
 from .lower_binary_ops import LowerBinaryOps
@@ -10,6 +11,7 @@ from .schedule_float_kernels import ScheduleFloatKernels
 
 __all__ = [
     "CompileBinaryOps",
+    "ExposeActivationBits",
     "FoldBatchNorm",
     "LowerBinaryOps",
     "LowerFloatOps",

@@ -45,6 +45,9 @@ class OnnxArtifact:
         part = extract(self.model, layer.input_tensor, layer.output_tensor, value.shape)
         return Reference(part).run({layer.input_tensor: value})[layer.output_tensor]
 
+    def activation_bits(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return {}
+
 
 def make_model(*, scale: float = 1.0, float_tail: bool = False) -> ModelProto:
     """X + shift -> Sign -> Conv -> + threshold -> Sign -> Conv (-> Mul 0.1 -> Sigmoid)."""
@@ -178,34 +181,62 @@ def test_rounding_of_a_float_tail_is_tolerated_and_nothing_more() -> None:
     assert not verify(with_initializer(model, "tenth", (), 1e-4), model, layers).passed
 
 
-def test_flips_on_few_inputs_are_tolerated_and_counted() -> None:
+@dataclass(frozen=True)
+class ShowsBits(OnnxArtifact):
+    """Also shows its activations: one byte each, 1 for +1; ``wrong`` values of ``s1`` differ from what layers take."""
+
+    wrong: int = 0
+    on_input: Array | None = None
+
+    def activation_bits(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        values = Reference(expose(self.model, ["s0", "s1"]), optimise=False).run(feeds)
+        bits = {f"layer_{index}": (values[f"s{index}"] > 0).astype(np.uint8) for index in (0, 1)}
+        if self.on_input is None or np.array_equal(feeds["x"], self.on_input):
+            bits["layer_1"].reshape(-1)[: self.wrong] ^= 1
+        return bits
+
+    def run_function(self, name: str, value: Array) -> Array:
+        return (value > 0).astype(np.uint8) if name.endswith("_bits") else super().run_function(name, value)
+
+
+@dataclass(frozen=True)
+class OffOnOneInput(ShowsBits):
+    """The outputs for one input are those of another image, by one pixel."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        x = feeds["x"].copy()
+        if self.on_input is not None and np.array_equal(x, self.on_input):
+            x[0, 0, 3, 3] = -1.0
+        return super().run({"x": x})
+
+
+def test_an_input_beyond_tolerance_needs_a_flip() -> None:
     model, layers = make_model(float_tail=True), make_layers()
     feeds = [sample_feeds(Network(model).inputs, 0, index) for index in range(4)]
 
-    class FlipsOnce(OnnxArtifact):
-        def run(self, feeds_: Mapping[str, Array]) -> dict[str, Array]:
-            # One value of one input falls on the other side of its threshold.
-            x = feeds_["x"].copy()
-            if x is not None and np.array_equal(x, feeds[1]["x"]):
-                x[0, 0, 3, 3] = -1.0
-            return super().run({"x": x})
+    def outcome(wrong: int) -> VerificationResult:
+        artifact = OffOnOneInput(model, layers, wrong, feeds[1]["x"])
+        return verify_model(artifact, Network(model), layers, feeds=feeds)
 
-    result = verify_model(FlipsOnce(model, layers), Network(model), layers, feeds=feeds)
-    assert result.passed and result.outputs[0].beyond_tolerance == 1
-    assert result.to_report()["outputs"][0]["inputs_beyond_tolerance"] == 1
+    flipped, unexplained = outcome(1), outcome(0)
+    assert flipped.passed and flipped.sign_flips == 1 and flipped.outputs[0].beyond_tolerance == 1
+    assert flipped.to_report()["outputs"][0]["inputs_beyond_tolerance"] == 1
+    assert unexplained.sign_flips == 0
+    assert unexplained.failure is not None and "output 'out' differs" in unexplained.failure
 
 
-def test_the_artifacts_own_flips_are_counted_where_it_shows_them() -> None:
+def test_more_flips_than_rounding_explains() -> None:
+    model, layers = make_model(float_tail=True), make_layers()
+    results = [verify_model(ShowsBits(model, layers, wrong), Network(model), layers) for wrong in (0, 2, 3)]
+    assert [result.sign_flips for result in results] == [0, 8, 12]
+    assert [result.passed for result in results] == [True, True, False]
+    assert "3 of 288 activations of layer 'conv1' have another sign" in str(results[2].failure)
+
+
+def test_an_integer_only_network_has_no_flips() -> None:
     model, layers = make_model(), make_layers()
-    shown = Reference(expose(model, ["s0", "s1"]), optimise=False)
-
-    def probe(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        values = {name: array.copy() for name, array in shown.run(feeds).items() if name != "y1"}
-        values["s1"][0, 0, 0, :2] *= -1
-        return values
-
-    result = verify_model(OnnxArtifact(model, layers), Network(model), layers, probe=probe)
-    assert result.sign_flips == 2 * result.inputs
+    assert verify_model(ShowsBits(model, layers), Network(model), layers).passed
+    assert not verify_model(ShowsBits(model, layers, 1), Network(model), layers).passed
 
 
 def test_the_original_model_is_the_reference_end_to_end() -> None:

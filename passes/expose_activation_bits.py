@@ -1,0 +1,144 @@
+"""Functions that show the packed activations, so that verification can count signs that came out differently.
+
+For a module whose layers are lowered (``LowerBinaryOps``) this adds
+
+- ``activation_bits``: the inputs of ``main`` to the packed activations of the layers, as ``main`` computes them: the
+  same kernels on the same constants, only the result is another. Layers that share one pack share one result.
+- ``<layer>_bits`` for each such pack, named after the first layer that uses it: the layer's float input to its packed
+  activation.
+
+Conditions, checked in this order; where one fails nothing is added:
+
+1. ``main`` is one dataflow block, there are layer functions, and the pass has not run before;
+2. each layer function calls two finished kernels (PrimFuncs with attribute ``bnnc.kernel``): a pack, then a product
+   that takes its result;
+3. the calls in ``main`` to these products, in order, are those of the layers, in order: same kernel, same constants.
+
+No kernel is added: the cost is some hundred bytes of code for TVM's virtual machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import tvm
+from tvm import relax
+from tvm.ir import Call, GlobalVar, Var
+
+FUNCTION = "activation_bits"
+SUFFIX = "_bits"
+
+Bindings = Sequence[relax.VarBinding]
+
+
+@tvm.transform.module_pass(opt_level=0, name="ExposeActivationBits")
+class ExposeActivationBits:
+    """See the module's docstring."""
+
+    def transform_module(self, module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        """Add the functions to a copy of ``module``."""
+        main = _dataflow_bindings(module["main"])
+        names = _layer_names(module)
+        if main is None or not names or FUNCTION in (variable.name_hint for variable in module.functions):  # 1
+            return module
+        layers = [_pack_and_product(module, name) for name in names]
+        products = {_callee(layer[1]) for layer in layers if layer is not None}
+        calls = [binding.value for binding in main if _callee(binding.value) in products]
+        packs: dict[Var, str] = {}
+        for name, layer, call in zip(names, layers, calls, strict=False):
+            if layer is None or not _same_kernel_and_constants(call, layer[1]):  # 2, 3
+                return module
+            packs.setdefault(call.args[1][0], name)
+        if len(calls) != len(names):  # 3
+            return module
+        builder = relax.BlockBuilder(module)
+        _add_copy(builder, FUNCTION, module["main"], list(packs))
+        for name in packs.values():
+            function = module[name]
+            bindings = _dataflow_bindings(function)
+            assert bindings is not None, "rule 2 read these bindings"
+            _add_copy(builder, name + SUFFIX, function, [_kernel_bindings(module, bindings)[0].var])
+        result = builder.get()
+        return result.with_attrs(module.attrs) if module.attrs else result
+
+
+def _layer_names(module: tvm.IRModule) -> list[str]:
+    names = [variable.name_hint for variable in module.functions]
+    return sorted((name for name in names if re.fullmatch(r"layer_\d+", name)), key=lambda name: int(name[6:]))
+
+
+def _dataflow_bindings(function: relax.Function) -> Bindings | None:
+    blocks = function.body.blocks
+    if len(blocks) != 1 or not isinstance(blocks[0], relax.DataflowBlock):
+        return None
+    bindings = list(blocks[0].bindings)
+    return bindings if all(isinstance(binding, relax.VarBinding) for binding in bindings) else None
+
+
+def _callee(value: relax.Expr) -> GlobalVar | None:
+    """The PrimFunc that ``value`` calls, if it is a ``call_tir``."""
+    if isinstance(value, Call) and value.op == tvm.ir.Op.get("relax.call_tir"):
+        return value.args[0]
+    return None
+
+
+def _kernel_bindings(module: tvm.IRModule, bindings: Bindings) -> list[relax.VarBinding]:
+    def is_kernel(binding: relax.VarBinding) -> bool:
+        callee = _callee(binding.value)
+        return callee is not None and "bnnc.kernel" in module[callee].attrs
+
+    return [binding for binding in bindings if is_kernel(binding)]
+
+
+def _pack_and_product(module: tvm.IRModule, name: str) -> tuple[Call, Call] | None:
+    bindings = _dataflow_bindings(module[name])
+    kernels = [] if bindings is None else _kernel_bindings(module, bindings)
+    if len(kernels) != 2 or not kernels[1].value.args[1][0].same_as(kernels[0].var):  # 2
+        return None
+    return kernels[0].value, kernels[1].value
+
+
+def _same_kernel_and_constants(left: Call, right: Call) -> bool:
+    if _callee(left) != _callee(right) or len(left.args[1]) != len(right.args[1]):
+        return False
+    pairs = zip(left.args[1].fields[1:], right.args[1].fields[1:], strict=True)
+    return all(a.same_as(b) or tvm.ir.structural_equal(a, b) for a, b in pairs)
+
+
+@relax.expr_functor.mutator
+class _Substitution(relax.PyExprMutator):  # type: ignore[misc]
+    """Replaces variables by those of another function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.variables: dict[Var, Var] = {}
+
+    def visit_var_(self, variable: Var) -> relax.Expr:
+        """Return the new variable."""
+        return self.variables[variable]
+
+    def visit_dataflow_var_(self, variable: Var) -> relax.Expr:
+        """Return the new variable."""
+        return self.variables[variable]
+
+
+def _add_copy(builder: relax.BlockBuilder, name: str, function: relax.Function, results: Sequence[Var]) -> None:
+    """Add ``function`` up to the last of ``results``, which it returns (a tuple when there are several)."""
+    bindings = _dataflow_bindings(function)
+    assert bindings is not None, "only called for functions that rule 1 holds for"
+    substitution = _Substitution()
+    parameters = [relax.Var(parameter.name, parameter.ty) for parameter in function.params]
+    substitution.variables.update(zip(function.params, parameters, strict=True))
+    missing = set(results)
+    with builder.function(name, parameters):
+        with builder.dataflow():
+            for binding in bindings:
+                value = substitution.visit_expr(binding.value)
+                found = binding.var in missing
+                substitution.variables[binding.var] = builder.emit_output(value) if found else builder.emit(value)
+                missing.discard(binding.var)
+                if not missing:
+                    break
+        outputs = [substitution.variables[result] for result in results]
+        builder.emit_func_output(outputs[0] if len(outputs) == 1 else outputs)
