@@ -13,6 +13,7 @@ from bnn_compiler.constants import ConstantEvaluator, dtype_of, op_name, static_
 from bnn_compiler.schedules.float_conv import conv_kernel, pack_conv_weight, plan_conv
 from bnn_compiler.schedules.float_gemm import gemm_kernel, pack_gemm_weight, plan_gemm
 from bnn_compiler.schedules.float_pool import PoolKind, PoolPlan, average_weights, pool_kernel
+from bnn_compiler.schedules.float_reduce import ReducePlan, reduce_kernel, softmax_kernel
 from bnn_compiler.schedules.float_vector import FloatVector, float_vector
 from bnn_compiler.schedules.isa import detect_isa
 
@@ -30,7 +31,8 @@ class LowerFloatOps:
     2. ``nn.conv1d`` and ``nn.conv2d`` in NC(H)W with a constant OI(H)W weight, any stride, dilation, padding and groups;
        the weight is re-packed here.
     3. 1-D and 2-D max and average pools in NC(H)W.
-    4. ``matmul`` of matrices, or of any stack of rows with a constant matrix (re-packed here).
+    4. ``sum``, ``mean``, ``max`` and ``min`` over the last one or two axes; ``nn.softmax`` over the last axis.
+    5. ``matmul`` of matrices, or of any stack of rows with a constant matrix (re-packed here).
 
     The kernels' pattern lets ``relax.transform.FuseOps`` append elementwise operators, which ``ScheduleFloatKernels``
     then merges into the kernels' store.
@@ -65,6 +67,8 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
             "relax.nn.avg_pool1d": self._pool,
             "relax.nn.avg_pool2d": self._pool,
             "relax.matmul": self._matmul,
+            "relax.nn.softmax": self._softmax,
+            **{f"relax.{kind}": self._reduce for kind in ("sum", "mean", "max", "min")},
         }
         self._kernels: dict[Any, tvm.ir.GlobalVar] = {}
 
@@ -130,6 +134,27 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         if len(left) == 2:
             return product
         return relax.op.reshape(self.builder_.emit(product), (*left[:-1], columns))
+
+    def _reduce(self, call: relax.Call) -> relax.Expr | None:
+        shape, out_shape = static_shape(call.args[0]), static_shape(call)
+        assert shape is not None and out_shape is not None
+        axes = call.attrs.axis
+        reduced = sorted({int(a) % len(shape) for a in axes}) if axes is not None else list(range(len(shape)))
+        trailing = len(reduced)
+        if trailing not in (1, 2) or reduced != list(range(len(shape) - trailing, len(shape))) or 0 in shape:
+            return None
+        kind: Any = op_name(call).removeprefix("relax.")
+        plan = ReducePlan(kind, shape, trailing, bool(call.attrs.keepdims), self._vector.lanes)
+        kernel = self._kernel(plan, f"float_{kind}", lambda: reduce_kernel(plan))
+        return relax.call_tir(kernel, [self.visit_expr(call.args[0])], out_ty=_tensor(out_shape))
+
+    def _softmax(self, call: relax.Call) -> relax.Expr | None:
+        shape = static_shape(call)
+        if not shape or int(call.attrs.axis) % len(shape) != len(shape) - 1 or 0 in shape:
+            return None
+        lanes = self._vector.lanes
+        kernel = self._kernel(("softmax", shape), "float_softmax", lambda: softmax_kernel(shape, lanes))
+        return relax.call_tir(kernel, [self.visit_expr(call.args[0])], out_ty=_tensor(shape))
 
     def _kernel(self, key: Any, name: str, build: Callable[[], tirx.PrimFunc]) -> tvm.ir.GlobalVar:
         if key not in self._kernels:

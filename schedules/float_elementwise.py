@@ -13,7 +13,7 @@ from typing import Any
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import Var
-from tvm.s_tir import Schedule
+from tvm.s_tir import SBlockRealize, Schedule
 from tvm.s_tir.schedule import ScheduleError
 from tvm.sym import detect_linear_equation
 
@@ -33,7 +33,10 @@ def schedule_elementwise(function: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     for block in _blocks(schedule):
         if _is_epilogue(schedule, block):
             schedule.unannotate(block, EPILOGUE_ATTR)
-            schedule.annotate(schedule.get_loops(block)[-1], _VECTORIZE_ATTR, lanes)
+            inner = schedule.get_loops(block)[-1]
+            # A loop with more in it than the store is the kernel's own.
+            if isinstance(schedule.get(inner).body, SBlockRealize):
+                schedule.annotate(inner, _VECTORIZE_ATTR, lanes)
         else:
             _schedule_block(schedule, block, lanes)
     scheduled = schedule.mod["main"]

@@ -1,0 +1,77 @@
+"""exp in arithmetic that LLVM vectorises, in place of calls to the C library, one per element.
+
+exp(x) = 2^n * exp(r), n = round(x / ln 2), r = x - n ln 2 in [-0.35, 0.35], with the polynomial of Cephes' expf: within
+2 ulp of the true value. Overflow gives inf, underflow below the smallest normal number gives 0, NaN stays NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import Call
+
+_DTYPE = "float32"
+_LOG2_E = 1.44269504088896341
+# ln 2 in two parts; the first has few bits, so that n times it is exact.
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
+_POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+# Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+_ROUNDING_BIAS = 12582912.0
+_ROUNDING_BITS = 0x4B400000
+_LOWEST, _HIGHEST = -87.336544, 88.722839
+
+
+def exp(x: Any) -> Any:
+    """Expression for exp of a float32 scalar or vector expression; see the module's docstring."""
+    lanes = _lanes(x)
+
+    def number(value: float, dtype: str = _DTYPE) -> Any:
+        constant = tirx.const(value, dtype)
+        return constant if lanes == 1 else tirx.Broadcast(constant, lanes)
+
+    suffix = "" if lanes == 1 else f"x{lanes}"
+    clamped = tirx.min(tirx.max(x, number(_LOWEST)), number(_HIGHEST))
+    biased_var = tirx.Var("biased", _DTYPE + suffix)
+    n = biased_var - number(_ROUNDING_BIAS)
+    r_var = tirx.Var("r", _DTYPE + suffix)
+    polynomial = number(_POLYNOMIAL[0])
+    for coefficient in _POLYNOMIAL[1:]:
+        polynomial = polynomial * r_var + number(coefficient)
+    mantissa = polynomial * r_var * r_var + r_var + number(1.0)
+    # 2^n in two factors, because 2^128 is no float32 though exp(88.7) is.
+    exponent = tirx.reinterpret(f"int32{suffix}", biased_var) - number(_ROUNDING_BITS, "int32")
+    half = exponent >> number(1, "int32")
+    scaled = mantissa * _power_of_two(half, number, suffix) * _power_of_two(exponent - half, number, suffix)
+    reduced = tirx.Let(r_var, clamped - n * number(_LN2_HIGH) - n * number(_LN2_LOW), scaled)
+    value = tirx.Let(biased_var, clamped * number(_LOG2_E) + number(_ROUNDING_BIAS), reduced)
+    value = tirx.Select(x < number(_LOWEST), number(0.0), value)
+    value = tirx.Select(x > number(_HIGHEST), number(np.inf), value)
+    return tirx.Select(x != x, x, value)
+
+
+def expand_exp(body: Any) -> Any:
+    """Replace ``tirx.exp`` and ``tirx.sigmoid`` of float32 in a statement."""
+    return tvm_ffi.structural_map(body, (Call, _expand))
+
+
+def _expand(call: Call) -> Any:
+    name = str(getattr(call.op, "name", ""))
+    if name not in ("tirx.exp", "tirx.sigmoid") or str(call.ty.dtype) != _DTYPE:
+        return call
+    if name == "tirx.exp":
+        return exp(call.args[0])
+    one = tirx.const(1.0, _DTYPE)
+    return one / (one + exp(-call.args[0]))
+
+
+def _power_of_two(exponent: Any, number: Any, suffix: str) -> Any:
+    bits = (exponent + number(127, "int32")) << number(23, "int32")
+    return tirx.reinterpret(f"{_DTYPE}{suffix}", bits)
+
+
+def _lanes(x: Any) -> int:
+    dtype = str(x.ty.dtype)
+    return int(dtype.split("x")[1]) if "x" in dtype else 1
