@@ -17,7 +17,7 @@ def float_pipeline(target: tvm.target.Target) -> list[tvm.transform.Pass]:
     nothing to do, and goes on to call rewriting and memory planning. A caller with a pipeline of its own continues with
     ``RewriteDataflowReshape``, ``ToNonDataflow``, ``RemovePurityChecking``, ``CallTIRRewrite``.
 
-    Finished kernels keep out of fusion by ``op_pattern`` 8 (opaque), and out of scheduling by attribute ``bnnc.kernel``.
+    Finished kernels keep out of fusion by ``op_pattern`` 8 (opaque), out of scheduling by attribute ``bnnc.kernel``.
     """
     return [
         # Phase 1: operators that have a better form than their definition.

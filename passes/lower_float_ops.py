@@ -28,8 +28,8 @@ class LowerFloatOps:
     """Rewrite float operators that this project has kernels for as ``call_tir``; leave all others alone.
 
     1. Operands and result are float32 tensors of static shape.
-    2. ``nn.conv1d`` and ``nn.conv2d`` in NC(H)W with a constant OI(H)W weight, any stride, dilation, padding and groups;
-       the weight is re-packed here.
+    2. ``nn.conv1d`` and ``nn.conv2d`` in NC(H)W with a constant OI(H)W weight, any stride, dilation, padding and
+       groups; the weight is re-packed here.
     3. 1-D and 2-D max and average pools in NC(H)W.
     4. ``sum``, ``mean``, ``max`` and ``min`` over the last one or two axes; ``nn.softmax`` over the last axis.
     5. ``matmul`` of matrices, or of any stack of rows with a constant matrix (re-packed here).

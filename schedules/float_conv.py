@@ -1,15 +1,15 @@
 """Float convolution on NCHW: padded phase planes, an im2col tile in cache, a register tile.
 
-Within a block of output rows (``float_planes``) the im2col columns of ``tile.vectors`` vectors are copied to a contiguous
-``[K, vectors]`` scratch that stays in cache while all output channels pass over it. Where few output channels share
-the input (depthwise), the copy does not pay: planes are read directly.
+Within a block of output rows (``float_planes``) the im2col columns of ``tile.vectors`` vectors are copied to a
+contiguous ``[K, vectors]`` scratch that stays in cache while all output channels pass over it. Where few output
+channels share the input (depthwise), the copy does not pay: planes are read directly.
 
 The result leaves through one sblock ``out[n, c, oy, ox] = acc[...]``: elementwise consumers fuse into it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -126,42 +126,44 @@ def pack_conv_weight(plan: ConvPlan, weight: npt.NDArray[np.float32]) -> npt.NDA
     return np.ascontiguousarray(tiled.transpose(0, 1, 3, 2))
 
 
-def _multiply(plan: ConvPlan, planes: Any, weight: Any, acc: Any, group: Any, block: Any) -> None:
+@dataclass(frozen=True)
+class _Buffers:
+    """What a register tile reads and writes; ``columns`` where the plan copies them."""
+
+    planes: Any
+    weight: Any
+    acc: Any
+    columns: Any = None
+
+
+def _multiply(plan: ConvPlan, buffers: _Buffers, group: Any, block: Any) -> None:
     """Emit the sblock that computes acc[channel, q] of one group and block."""
     g, layout = plan.geometry, plan.planes
     with T.sblock("multiply"):
         vg, vb = axis(g.groups, group), axis(layout.blocks, block)
-        T.reads(planes[whole(planes)], weight[whole(weight)])
-        T.writes(acc[whole(acc)])
+        T.reads(buffers.planes[whole(buffers.planes)], buffers.weight[whole(buffers.weight)])
+        T.writes(buffers.acc[whole(buffers.acc)])
         full, rest = divmod(layout.block_vectors, plan.tile.vectors)
         width = plan.tile.vectors * plan.lanes
-        columns = scratch("columns", (plan.taps, width)) if plan.copies_columns else None
+        if plan.copies_columns:
+            buffers = replace(buffers, columns=scratch("columns", (plan.taps, width)))
         with serial(full) as tile:
-            _column_tile(plan, planes, weight, acc, columns, vg, vb, tile * width, plan.tile)
+            _column_tile(plan, buffers, vg, vb, tile * width, plan.tile)
         if rest:
             narrow = TileShape(plan.tile.rows, rest)
-            _column_tile(plan, planes, weight, acc, columns, vg, vb, index(full * width), narrow)
+            _column_tile(plan, buffers, vg, vb, index(full * width), narrow)
 
 
-def _column_tile(
-    plan: ConvPlan,
-    planes: Any,
-    weight: Any,
-    acc: Any,
-    columns: Any,
-    group: Any,
-    block: Any,
-    first: Any,
-    tile: TileShape,
-) -> None:
+def _column_tile(plan: ConvPlan, buffers: _Buffers, group: Any, block: Any, first: Any, tile: TileShape) -> None:
     """Emit all output channels of the ``tile.vectors`` vectors from q = ``first`` of a block."""
-    g, layout, lanes = plan.geometry, plan.planes, plan.lanes
+    g, layout, lanes, columns = plan.geometry, plan.planes, plan.lanes, buffers.columns
     origin = block * (plan.rows_per_block * layout.pitch) + first
     if columns is not None:
         with serial(g.group_in_channels) as c, serial(g.kernel[0]) as ky, serial(g.kernel[1]) as kx:
             k = (c * g.kernel[0] + ky) * g.kernel[1] + kx
             for v in range(tile.vectors):
-                vector_store(columns, layout.tap(planes, c, ky, kx, origin + v * lanes), k, index(v * lanes), lanes)
+                value = layout.tap(buffers.planes, c, ky, kx, origin + v * lanes)
+                vector_store(columns, value, k, index(v * lanes), lanes)
 
     def load_vector(k: Any, vector: int) -> Any:
         if columns is not None:
@@ -169,7 +171,7 @@ def _column_tile(
         kernel_taps = g.kernel[0] * g.kernel[1]
         tap = tirx.floormod(k, kernel_taps)
         ky, kx = tirx.floordiv(tap, g.kernel[1]), tirx.floormod(tap, g.kernel[1])
-        return layout.tap(planes, tirx.floordiv(k, kernel_taps), ky, kx, origin + vector * lanes)
+        return layout.tap(buffers.planes, tirx.floordiv(k, kernel_taps), ky, kx, origin + vector * lanes)
 
     with serial(plan.channel_tiles) as channel_tile:
         first_row = channel_tile * plan.tile.rows
@@ -177,9 +179,9 @@ def _column_tile(
             tile,
             lanes,
             plan.taps,
-            lambda k, row: weight[group, channel_tile, k, index(row)],
+            lambda k, row: buffers.weight[group, channel_tile, k, index(row)],
             load_vector,
-            lambda row, v, value: vector_store(acc, value, first_row + row, first + v * lanes, lanes),
+            lambda row, v, value: vector_store(buffers.acc, value, first_row + row, first + v * lanes, lanes),
         )
 
 
@@ -202,7 +204,7 @@ def conv_kernel(plan: ConvPlan, spatial_rank: int = 2) -> tirx.PrimFunc:
                 with serial(g.batch) as n, serial(g.groups) as group:
                     layout.copy_interior(data, planes, n, group * g.group_in_channels, spatial_rank)
                     with serial(layout.blocks) as block:
-                        _multiply(plan, planes, weight, acc, group, block)
+                        _multiply(plan, _Buffers(planes, weight, acc), group, block)
                         channels = g.group_out_channels
                         layout.store(acc, out, n, group * channels, channels, block, lambda value, _y, _x: value)
         return builder.get()

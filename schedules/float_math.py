@@ -49,7 +49,7 @@ def exp(x: Any) -> Any:
     value = tirx.Let(biased_var, clamped * number(_LOG2_E) + number(_ROUNDING_BIAS), reduced)
     value = tirx.Select(x < number(_LOWEST), number(0.0), value)
     value = tirx.Select(x > number(_HIGHEST), number(np.inf), value)
-    return tirx.Select(x != x, x, value)
+    return tirx.Select(tirx.isnan(x), x, value)
 
 
 def expand_exp(body: Any) -> Any:

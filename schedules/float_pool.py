@@ -50,7 +50,7 @@ def average_weights(
         taps = np.arange(out)[:, None] * g.strides[a] + np.arange(g.kernel[a]) * g.dilations[a] - g.pads[a]
         low, high = (-pads[a], size + pads[a + 2]) if count_padding else (0, size)
         counts.append(((taps >= low) & (taps < high)).sum(axis=1))
-    return (1 / np.maximum(counts[0][:, None] * counts[1], 1)).astype(np.float32)
+    return np.asarray(1 / np.maximum(counts[0][:, None] * counts[1], 1), np.float32)
 
 
 def pool_kernel(plan: PoolPlan) -> tirx.PrimFunc:

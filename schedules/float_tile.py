@@ -1,8 +1,8 @@
 """The register tile under every float convolution and matrix product.
 
-A tile holds ``rows`` x ``vectors`` accumulators in registers and walks the reduction: each step loads ``vectors`` vectors
-of one operand and ``rows`` scalars of the other, broadcast. Everything is emitted unrolled, so LLVM promotes the
-accumulator buffer to registers; what stays a loop is only the reduction.
+A tile holds ``rows`` x ``vectors`` accumulators in registers and walks the reduction: each step loads ``vectors``
+vectors of one operand and ``rows`` scalars of the other, broadcast. Everything is emitted unrolled, so LLVM promotes
+the accumulators to registers; what stays a loop is only the reduction.
 """
 
 from __future__ import annotations
