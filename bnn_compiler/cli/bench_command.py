@@ -47,7 +47,7 @@ def bench_command(
     from bnn_compiler.frontend import import_onnx  # noqa: PLC0415
     from bnn_compiler.report import to_json  # noqa: PLC0415
 
-    with context.progress(f"measuring {model.name}") as progress:
+    with context.progress(f"measuring {model.name}", live=False) as progress:
         compiled = bnn_compiler.compile_model(
             model, input_shapes=shapes, progress=lambda stage, part: progress(stage, part / 2), **options
         )

@@ -40,10 +40,11 @@ class Context:
             self.streams.out.write(text + "\n")
 
     @contextlib.contextmanager
-    def progress(self, title: str) -> Iterator[Progress]:
+    def progress(self, title: str, *, live: bool = True) -> Iterator[Progress]:
         """Yield ``report(stage, fraction)``: a bar on a terminal's stderr, nothing elsewhere.
 
-        ``fraction`` is of the whole work, from 0 to 1.
+        ``fraction`` is of the whole work, from 0 to 1. ``live=False`` draws only when told something, for measurements
+        that a thread of its own would disturb.
         """
         if self.quiet or not self.streams.err.isatty():
             yield lambda stage, fraction: None
@@ -56,9 +57,9 @@ class Context:
             TextColumn("{task.fields[stage]}"),
             TimeElapsedColumn(),
         )
-        with Progress(*columns, console=self.streams.error_console, transient=True) as bar:
+        with Progress(*columns, console=self.streams.error_console, transient=True, auto_refresh=live) as bar:
             task = bar.add_task(title, total=1.0, stage="")
-            yield lambda stage, fraction: bar.update(task, completed=fraction, stage=stage)
+            yield lambda stage, fraction: bar.update(task, completed=fraction, stage=stage, refresh=not live)
 
 
 Body = Callable[Concatenate[Context, Parameters], None]

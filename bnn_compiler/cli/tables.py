@@ -21,23 +21,22 @@ if TYPE_CHECKING:
 
 
 def print_layers(streams: Streams, report: Report) -> None:
-    """Layer by layer: binary or why not, MACs, kernel, bytes of weights."""
+    """Layer by layer: binary or why not, MACs, bytes of weights, kernel. Fits a terminal of 80 columns."""
     table = _table(streams)
-    for heading, justify in (
-        ("layer", "left"), ("op", "left"), ("status", "left"), ("MACs", "right"),
-        ("weights", "left"), ("bytes", "right"), ("kernel", "left"), ("why", "left"),
-    ):  # fmt: skip
-        table.add_column(heading, justify=justify, no_wrap=heading != "why")  # type: ignore[arg-type]
+    table.add_column("layer", overflow="fold")
+    for heading in ("op", "status"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("MACs", "bytes"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("kernel, or why not", overflow="fold")
     for layer in report["layers"]:
         table.add_row(
             escape(layer["name"]),
             layer["op"],
             layer["status"],
             count(layer["macs"]),
-            "×".join(str(size) for size in layer["weight_shape"]),
             f"{layer['weight_bytes']:,}",
-            layer["kernel"] or layer["algorithm"],
-            escape(_why(layer)),
+            escape(_kernel_or_reason(layer)),
         )
     _print(streams, table)
 
@@ -125,10 +124,10 @@ def _timing_row(timing: TimingReport) -> Sequence[str]:
     )
 
 
-def _why(layer: LayerReport) -> str:
-    if not layer["reason"]:
-        return layer["detail"]
-    return layer["reason"] + (f": {layer['detail']}" if layer["detail"] else f": {REASONS[layer['reason']]}")
+def _kernel_or_reason(layer: LayerReport) -> str:
+    reason = layer["reason"] and f"{layer['reason']}: {layer['detail'] or REASONS[layer['reason']]}"
+    kernel = layer["kernel"] if layer["algorithm"] == "popcount" else None
+    return "; ".join(part for part in (kernel, reason or layer["detail"]) if part)
 
 
 def _print(streams: Streams, table: Table) -> None:
