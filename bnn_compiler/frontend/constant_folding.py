@@ -2,10 +2,10 @@
 
 A node is folded when
 
-1. its operator is pure: no random numbers, no subgraph;
+1. it holds no subgraph (operators with random numbers are refused earlier);
 2. all its inputs are initialisers or folded already (or it asks only for the shape of a tensor, which is static);
-3. shape inference knows its results' sizes beforehand, and they are at most ``MAX_FOLDED_BYTES`` together, or
-   the operator cannot give more than its inputs hold.
+3. shape inference knows its results' sizes beforehand, or the operator cannot give more than its inputs hold, and
+   neither the results' sizes nor the time it takes can explode.
 
 ONNX Runtime evaluates, because the network is later verified against it: a folded weight is then bit for bit the one
 that the reference would compute at run time. Where it has no kernel for the node, the node stays as it is.
@@ -24,7 +24,7 @@ from onnx import GraphProto, NodeProto, TensorProto, TypeProto, numpy_helper
 from bnn_compiler.errors import ModelError
 
 from .onnx_graph import (
-    TENSOR_DTYPES,
+    STORED_DTYPES,
     attribute_value,
     describe_node,
     item_size,
@@ -36,11 +36,29 @@ from .onnx_graph import (
 )
 
 MAX_FOLDED_BYTES = 512 * 1024 * 1024
-"""Of one node's results; a larger constant belongs into the file, not into the compiler's memory."""
+"""Of all results of one pass together; larger constants belong into the file, not into the compiler's memory."""
 
-_IMPURE = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+MAX_CONTRACTED_BYTES = 32 * 1024 * 1024
+"""Of the operands and results of a node in ``_NOT_LINEAR``: about 10^10 multiplications at most."""
+
+_NOT_LINEAR = frozenset(
+    {
+        "Attention",
+        "AveragePool",
+        "Conv",
+        "ConvTranspose",
+        "Einsum",
+        "Gemm",
+        "LRN",
+        "LpPool",
+        "MatMul",
+        "MatMulInteger",
+        "MaxPool",
+        "NonMaxSuppression",
+    }
 )
+"""Operators whose time is not linear in the size of their operands and results."""
+
 _NEVER_GROWS = frozenset({"NonZero", "Compress", "Unique"})
 """Data-dependent shapes, bounded by the input (``NonZero``: rank times its elements)."""
 
@@ -59,11 +77,13 @@ def fold_constants(model: onnx.ModelProto) -> int:
     types = tensor_types(graph)
     constants = {tensor.name: tensor for tensor in graph.initializer}
     kept: list[NodeProto] = []
+    budget = MAX_FOLDED_BYTES
     for node in graph.node:
-        results = _fold_node(model, node, constants, types)
+        results = _fold_node(model, node, constants, types, budget)
         if results is None:
             kept.append(node)
             continue
+        budget -= sum(array.nbytes for array in results)
         for name, array in zip(node.output, results, strict=True):
             if name:
                 constants[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
@@ -87,18 +107,22 @@ def dense_initializers(model: onnx.ModelProto) -> None:
 
 
 def _fold_node(
-    model: onnx.ModelProto, node: NodeProto, constants: dict[str, TensorProto], types: dict[str, TypeProto]
+    model: onnx.ModelProto,
+    node: NodeProto,
+    constants: dict[str, TensorProto],
+    types: dict[str, TypeProto],
+    budget: int,
 ) -> list[_Array] | None:
     """The values of the node's outputs, or ``None`` where it is not to be folded."""
     if node.op_type == "Constant":
         return _constant_value(node)
     if node.op_type in {"Shape", "Size"} and node.input[0] in types:
         return _static_shape_result(node, types[node.input[0]])
-    if node.op_type in _IMPURE or any(True for _ in subgraphs(node)):  # condition 1
+    if any(True for _ in subgraphs(node)):  # condition 1
         return None
     if not all(name in constants for name in node.input if name):  # condition 2
         return None
-    if not _is_bounded(node, types):  # condition 3
+    if not _is_bounded(node, constants, types, budget):  # condition 3
         return None
     return _evaluate(model, node, constants)
 
@@ -144,11 +168,18 @@ def _static_shape_result(node: NodeProto, type_proto: TypeProto) -> list[_Array]
     return [np.asarray(shape[slice(start, end)], np.int64)]
 
 
-def _is_bounded(node: NodeProto, types: dict[str, TypeProto]) -> bool:
+def _is_bounded(node: NodeProto, constants: dict[str, TensorProto], types: dict[str, TypeProto], budget: int) -> bool:
+    """Condition 3."""
+    read: int = sum(
+        math.prod(constants[name].dims) * item_size(constants[name].data_type) for name in node.input if name
+    )
     if node.op_type in _NEVER_GROWS:
-        return True
+        return read <= budget
     sizes = [tensor_bytes(types[name]) if name in types else None for name in node.output if name]
-    return all(size is not None for size in sizes) and sum(size or 0 for size in sizes) <= MAX_FOLDED_BYTES
+    written = sum(size or 0 for size in sizes)
+    if None in sizes or written > budget:
+        return False
+    return node.op_type not in _NOT_LINEAR or read + written <= MAX_CONTRACTED_BYTES
 
 
 def _evaluate(model: onnx.ModelProto, node: NodeProto, constants: dict[str, TensorProto]) -> list[_Array] | None:
@@ -169,7 +200,7 @@ def _evaluate(model: onnx.ModelProto, node: NodeProto, constants: dict[str, Tens
         values = session.run(outputs, feeds)
     except Exception:  # ONNX Runtime's error types are private; any of them means that the node is not folded
         return None
-    if not all(isinstance(value, np.ndarray) and value.dtype.name in TENSOR_DTYPES.values() for value in values):
+    if not all(isinstance(value, np.ndarray) and value.dtype.name in STORED_DTYPES.values() for value in values):
         return None
     results = dict(zip(outputs, values, strict=True))
     return [results[name] if name else np.empty(0) for name in node.output]

@@ -17,11 +17,10 @@ from onnx import ValueInfoProto
 
 from bnn_compiler.errors import ModelError, UsageError
 
+from .onnx_graph import MAX_RANK
+
 _Dimensions = list[int | str | None]
 """A number, the name of a symbol, or nothing known."""
-
-MAX_RANK = 8
-"""No operator that is compiled needs more; a hostile file can declare millions of dimensions."""
 
 
 def fix_input_shapes(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -28,14 +28,15 @@ from .memory_estimate import check_memory
 from .node_order import name_nodes
 from .operator_check import check_operands
 from .pass_through import remove_pass_through
-from .shape_inference import infer_shapes, require_static_shapes
+from .shape_inference import infer_shapes, require_compiled_types
 
-MAX_ROUNDS = 64
-"""Of folding and inference; each removes a node, and real models settle in two or three."""
+MAX_VISITS = 1_000_000
+"""Of nodes, over all rounds of inference and folding. A round settles at least one computed shape, of which networks
+have at most one per layer, and they have thousands of nodes."""
 
 
-def normalise(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> tuple[onnx.ModelProto, list[str]]:
-    """The normalised model (``model`` itself is used up) and notes for the user.
+def normalise(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Normalise a model in place; notes for the user.
 
     Raises:
         UsageError: ``input_shapes`` does not fit the model, or leaves a dimension open.
@@ -47,25 +48,28 @@ def normalise(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]
     dense_initializers(model)  # 2
     notes = fix_input_shapes(model, input_shapes)  # 3
     name_nodes(model)  # branches are named after their If
-    model = _settle(model)
+    _settle(model)
     while select_branches(model):  # a branch may hold another
-        model = _settle(model)
+        _settle(model)
     make_padding_explicit(model)  # 5
     check_operands(model)
-    require_static_shapes(model)
+    require_compiled_types(model)
     remove_pass_through(model)  # 6
     name_nodes(model)  # 7
-    return model, notes
+    infer_shapes(model)  # for the tensors that are left, under their final names
+    return notes
 
 
-def _settle(model: onnx.ModelProto) -> onnx.ModelProto:
+def _settle(model: onnx.ModelProto) -> None:
     """Step 4 without the branches whose condition is not known."""
-    for _ in range(MAX_ROUNDS):
-        model = infer_shapes(model)
+    visits = 0
+    while visits <= MAX_VISITS:
+        visits += len(model.graph.node)
+        infer_shapes(model)
         check_memory(model)
         if not fold_constants(model) and not inline_known_branches(model):
-            return model
-    raise ModelError(f"constants do not settle after {MAX_ROUNDS} rounds of folding")
+            return
+    raise ModelError("the shapes of its tensors depend on each other in too long a chain")
 
 
 def _drop_listed_initializers(model: onnx.ModelProto) -> None:

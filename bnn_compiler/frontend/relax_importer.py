@@ -23,8 +23,6 @@ import re
 import warnings
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 import tvm
 from onnx import AttributeProto, GraphProto, NodeProto
@@ -34,6 +32,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_conver
 from bnn_compiler.errors import ModelError, UnsupportedOperatorError
 
 from .onnx_graph import describe_node
+from .operator_converters import OWN_CONVERTERS, ConverterInputs, fold_layout
 
 NAMES_ATTRIBUTE = "bnnc.names"
 INPUTS_ATTRIBUTE = "bnnc.inputs"
@@ -130,12 +129,12 @@ class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is un
 
     def _bind_results(self, node: NodeProto) -> None:
         """Convert a node and bind each result that has a name."""
-        inputs = _ConverterInputs(self._nodes[name] if name else None for name in node.input)
+        inputs = ConverterInputs(self._nodes[name] if name else None for name in node.input)
         variables: list[tuple[str, str]] = []
         for tensor, expression in zip(node.output, self._convert_node(node, inputs), strict=False):
             if not tensor:
                 continue
-            folded = _fold_layout(expression)
+            folded = fold_layout(expression)
             handed_on = any(folded is given or folded.same_as(given) for given in inputs if given is not None)
             if handed_on or isinstance(folded, tvm.ir.GenericConst | relax.ShapeExpr):
                 self._nodes[tensor] = folded  # nothing to bind
@@ -146,11 +145,11 @@ class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is un
             variables.append((str(variable.name), tensor))
         self._results.append((node, variables))
 
-    def _convert_node(self, node: NodeProto, inputs: _ConverterInputs) -> list[Any]:
+    def _convert_node(self, node: NodeProto, inputs: ConverterInputs) -> list[Any]:
         """The Relax expressions of a node's outputs."""
         attributes = self._parse_attr(node.attribute)
         attributes["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
-        convert = _OWN_CONVERTERS.get(node.op_type)
+        convert = OWN_CONVERTERS.get(node.op_type)
         result = convert(self.bb, inputs, attributes) if convert is not None else None
         if result is None:
             converter = _get_convert_map()[node.op_type].get_converter(self.opset)
@@ -159,7 +158,7 @@ class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is un
         if not isinstance(result, relax.Tuple) or used > 1:
             # Normalising gives the expression its type, and binds what several results share. For a tuple of which
             # one result is used (batch normalisation) it would bind the others for nothing.
-            result = self.bb.normalize(_fold_layout(result))
+            result = self.bb.normalize(fold_layout(result))
         if isinstance(result, relax.Tuple):
             results = list(result.fields)
         elif isinstance(getattr(result, "ty", None), relax.TupleType):
@@ -181,111 +180,6 @@ class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is un
             repeated = attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS, AttributeProto.STRINGS)
             parsed[attribute.name] = tuple(value) if repeated else value
         return parsed
-
-
-class _ConverterInputs(list[Any]):
-    """A node's inputs; reading past the end gives ``None``, as converters expect for optional inputs."""
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            stop = len(self) if index.stop is None else index.stop
-            return [self[i] for i in range(*slice(index.start, stop, index.step).indices(stop))]
-        return super().__getitem__(index) if index < len(self) else None
-
-
-def _convert_pad(_: Any, inputs: _ConverterInputs, attributes: dict[str, Any]) -> Any:
-    """``Pad`` in constant mode with constant amounts as ``R.nn.pad``; negative amounts crop by a slice first."""
-    if attributes.get("mode", b"constant") != b"constant":
-        return None
-    data = inputs[0]
-    rank = len(data.ty.shape.values)
-    amounts, value, axes = attributes.get("pads"), attributes.get("value", 0.0), None
-    if amounts is None:
-        pads, fill, chosen = (_constant_array(inputs[index]) for index in (1, 2, 3))
-        if pads is None or (inputs[2] is not None and fill is None) or (inputs[3] is not None and chosen is None):
-            return None
-        amounts, axes = pads.reshape(-1).tolist(), None if chosen is None else chosen.reshape(-1).tolist()
-        value = 0.0 if fill is None else fill.reshape(-1)[0].item()
-    axes = list(range(rank)) if axes is None else [axis % rank for axis in axes]
-    before, after = amounts[: len(axes)], amounts[len(axes) :]
-    cropped = [i for i in range(len(axes)) if before[i] < 0 or after[i] < 0]
-    if cropped:
-        extents = [int(data.ty.shape.values[axes[i]]) for i in cropped]
-        data = relax.op.strided_slice(
-            data,
-            axes=[axes[i] for i in cropped],
-            begin=[max(-before[i], 0) for i in cropped],
-            end=[extent - max(-after[i], 0) for i, extent in zip(cropped, extents, strict=True)],
-        )
-    width = [0] * (2 * rank)
-    for i, axis in enumerate(axes):
-        width[2 * axis], width[2 * axis + 1] = max(before[i], 0), max(after[i], 0)
-    return relax.op.nn.pad(data, width, "constant", float(value)) if any(width) or not cropped else data
-
-
-def _convert_clip(_: Any, inputs: _ConverterInputs, attributes: dict[str, Any]) -> Any:
-    """``Clip`` with constant bounds as ``R.clip``; an absent bound is the dtype's own limit."""
-    data = inputs[0]
-    dtype = np.dtype(str(data.ty.dtype))
-    bounds: list[float | int] = []
-    for index, attribute in ((1, "min"), (2, "max")):
-        bound = _constant_array(inputs[index])
-        if inputs[index] is not None and (bound is None or bound.size != 1):
-            return None
-        value = attributes.get(attribute) if bound is None else bound.reshape(-1)[0].item()
-        if value is None or np.isnan(value):  # ONNX Runtime takes a NaN bound as none
-            limit = np.inf if dtype.kind == "f" else (np.iinfo(dtype).min if index == 1 else np.iinfo(dtype).max)
-            value = -limit if dtype.kind == "f" and index == 1 else limit
-        bounds.append(float(value) if dtype.kind == "f" else int(value))
-    bounds[0] = min(bounds[0], bounds[1])  # ONNX: when min exceeds max, every element becomes max
-    return relax.op.clip(data, bounds[0], bounds[1])
-
-
-def _convert_gemm(_: Any, inputs: _ConverterInputs, attributes: dict[str, Any]) -> Any:
-    """``Gemm`` with a constant B as ``matmul(A, alpha * B') + beta * C``: constants stay plain constants."""
-    weight, bias = _constant_array(inputs[1]), _constant_array(inputs[2])
-    if weight is None or (inputs[2] is not None and bias is None) or weight.dtype.kind != "f":
-        return None
-    data = relax.op.permute_dims(inputs[0], [1, 0]) if attributes.get("transA", 0) else inputs[0]
-    weight = weight.T if attributes.get("transB", 0) else weight
-    weight = np.ascontiguousarray(weight * weight.dtype.type(attributes.get("alpha", 1.0)))
-    product = relax.op.matmul(data, relax.const(weight))
-    if bias is None:
-        return product
-    return relax.op.add(product, relax.const(np.asarray(bias * bias.dtype.type(attributes.get("beta", 1.0)))))
-
-
-_OWN_CONVERTERS = {"Pad": _convert_pad, "Clip": _convert_clip, "Gemm": _convert_gemm}
-"""Each gives ``None`` where the form is left to TVM's converter."""
-
-
-def _fold_layout(expression: Any) -> Any:
-    """Evaluate the layout changes of constants inside an expression that is not bound yet."""
-    if not isinstance(expression, relax.Call):
-        return expression
-    arguments = [_fold_layout(argument) for argument in expression.args]
-    name = getattr(expression.op, "name", "")
-    if name in _LAYOUT_OPERATORS and isinstance(arguments[0], tvm.ir.GenericConst):
-        source, axes = arguments[0].value.numpy(), getattr(expression.attrs, "axes", None)
-        if name == "relax.permute_dims":
-            folded = source.transpose(None if axes is None else [int(axis) for axis in axes])
-            return relax.const(np.asarray(folded, order="C"))
-        if name == "relax.reshape" and isinstance(arguments[1], relax.ShapeExpr):
-            return relax.const(source.reshape([int(extent) for extent in arguments[1].values]))
-    if all(new is old for new, old in zip(arguments, expression.args, strict=True)):
-        return expression
-    return relax.Call(expression.op, arguments, expression.attrs, expression.ty_args)
-
-
-_LAYOUT_OPERATORS = frozenset({"relax.reshape", "relax.permute_dims"})
-
-
-def _constant_array(expression: Any) -> npt.NDArray[Any] | None:
-    """The value of a constant input; ``None`` for absent and for computed inputs."""
-    if isinstance(expression, tvm.ir.GenericConst):
-        array: npt.NDArray[Any] = expression.value.numpy()
-        return array
-    return None
 
 
 def _telling_line(error: BaseException) -> str:

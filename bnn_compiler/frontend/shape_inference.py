@@ -1,21 +1,30 @@
-"""Static shapes of all tensors, by ONNX's own shape inference in strict mode with data propagation."""
+"""Static shapes of all tensors, by ONNX's own shape inference in strict mode.
+
+Its data propagation, which follows the *values* of shape computations, stays off: it allocates an element per dimension
+of whatever one-dimensional tensor is added to another, so that a file of 100 bytes takes all memory. Folding constants
+between two passes of inference does the same work, exactly (:mod:`bnn_compiler.frontend.normalisation`).
+"""
 
 from __future__ import annotations
 
+import math
 import re
 
 import onnx
 
 from bnn_compiler.errors import ModelError, UnsupportedOperatorError
 
-from .onnx_graph import describe_node, static_shape, tensor_types
+from .onnx_graph import TENSOR_DTYPES, describe_node, dtype_name, static_shape, tensor_types
 
 _NOISE = re.compile(r"\[(Shape|Type)InferenceError\] |Inference error\(s\): ")
 _NODE = re.compile(r"\(op_type: ?(\w+)(?:, node name: ([^)]*))?\)")
 
+SMALL_CONSTANT = 256
+"""Elements; a constant whose values can decide about a shape has one per dimension, or per output of a ``Split``."""
 
-def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the types of all tensors that can be inferred from inputs and constants.
+
+def infer_shapes(model: onnx.ModelProto) -> None:
+    """Give types to all tensors for which they follow from inputs and constants, in place.
 
     What the file says of intermediate and output shapes is dropped first: exporters leave symbols there that the input
     shapes have made numbers of. The declared element types and static dimensions of outputs stay, and must agree.
@@ -23,36 +32,67 @@ def infer_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ModelError: operators disagree about shapes or types (a convolution's channels, for example).
     """
-    model.graph.ClearField("value_info")
-    for output in model.graph.output:
+    graph = model.graph
+    graph.ClearField("value_info")
+    for output in graph.output:
         tensor_type = output.type.tensor_type
         if any(not dim.HasField("dim_value") or dim.dim_value < 0 for dim in tensor_type.shape.dim):
             tensor_type.ClearField("shape")
     try:
-        return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(_skeleton(model), check_type=True, strict_mode=True)
     except Exception as error:  # the C++ side raises InferenceError, RuntimeError, ValueError, ...
         raise ModelError(f"shapes or types contradict each other: {inference_cause(error)}") from error
+    graph.value_info.extend(inferred.graph.value_info)
+    for output, typed in zip(graph.output, inferred.graph.output, strict=True):
+        output.CopyFrom(typed)
 
 
-def require_static_shapes(model: onnx.ModelProto) -> None:
-    """Every result of a node has a type, and a shape of numbers.
+def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its weights as inputs: inference asks for the values of small constants only (shapes, axes).
+
+    It runs on a serialised copy, several times; without the weights that takes milliseconds.
+    """
+    graph = onnx.GraphProto(
+        name=model.graph.name, node=model.graph.node, input=model.graph.input, output=model.graph.output
+    )
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= SMALL_CONSTANT:
+            graph.initializer.append(tensor)
+        else:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, graph=graph)
+
+
+def require_compiled_types(model: onnx.ModelProto) -> None:
+    """Every result of a node is a dense tensor of a compiled element type, with a shape of numbers.
 
     Raises:
-        UnsupportedOperatorError: a result is no dense tensor, has no elements, or its shape depends on the data.
+        UnsupportedOperatorError: a result is no dense tensor or of another element type, has no elements, or its shape
+            depends on the data.
     """
     types = tensor_types(model.graph)
+    for tensor in model.graph.initializer:
+        if tensor.data_type not in TENSOR_DTYPES:
+            raise UnsupportedOperatorError(
+                f"the constant {tensor.name!r} is used as {dtype_name(tensor.data_type)}, which is not supported"
+            )
     for node in model.graph.node:
-        for tensor in node.output:
-            if not tensor:
+        for name in node.output:
+            if not name:
                 continue
-            found = types.get(tensor)
+            found = types.get(name)
             if found is None or not found.HasField("tensor_type") or static_shape(found) is None:
                 raise UnsupportedOperatorError(
-                    f"{describe_node(node)}: the shape of its output {tensor!r} is not known before run time, "
+                    f"{describe_node(node)}: the shape of its output {name!r} is not known before run time, "
                     "which cannot be compiled"
                 )
+            if found.tensor_type.elem_type not in TENSOR_DTYPES:
+                element_type = dtype_name(found.tensor_type.elem_type)
+                raise UnsupportedOperatorError(
+                    f"{describe_node(node)}: its output {name!r} is {element_type}, which is not supported"
+                )
             if 0 in (static_shape(found) or ()):
-                raise UnsupportedOperatorError(f"{describe_node(node)}: its output {tensor!r} has no elements")
+                raise UnsupportedOperatorError(f"{describe_node(node)}: its output {name!r} has no elements")
 
 
 def inference_cause(error: Exception) -> str:

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from bnn_compiler.errors import ModelError, UnsupportedOperatorError
-from bnn_compiler.frontend import import_onnx
+from bnn_compiler.frontend import constant_folding, import_onnx
 
 from .onnx_text import constants, operators, parse, random_feeds, run_onnx
 
@@ -117,6 +117,45 @@ def test_what_is_random_or_huge_is_not_folded() -> None:
     text = """g (float[1,2] x) => (float[1,2] y) <float[1,1] c = {1}, int64[2] times = {30000, 40000}> {
         t = Tile(c, times) m = ReduceMax(t) y = Add(x, m) }"""
     assert operators(import_onnx(parse(text)).onnx_model) == ["Tile", "ReduceMax", "Add"]
+
+
+def test_a_product_of_large_constants_is_not_folded() -> None:
+    text = """g (float[1] x) => (float[1] y) <float[1,1] c = {1}, int64[2] times = {3000, 3000}> {
+        t = Tile(c, times) p = MatMul(t, t) m = ReduceMax<keepdims = 0>(p) y = Add(x, m) }"""
+    assert operators(import_onnx(parse(text)).onnx_model) == ["MatMul", "ReduceMax", "Add"]
+
+
+def test_all_results_of_a_pass_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = " ".join(f"t{i} = Tile(c, times) m{i} = ReduceMax<keepdims = 0>(t{i})" for i in range(3))
+    text = f"""g (float[1] x) => (float[1] y) <float[1,1] c = {{1}}, int64[2] times = {{10, 10}}> {{
+        {tiles} s0 = Add(x, m0) s1 = Add(s0, m1) y = Add(s1, m2) }}"""
+    model = import_onnx(parse(text)).onnx_model
+    assert operators(model) == ["Add"] * 3
+    # Of 400 bytes each, one fits into a pass, and is dropped once its maximum is known.
+    monkeypatch.setattr(constant_folding, "MAX_FOLDED_BYTES", 500)
+    assert operators(import_onnx(parse(text)).onnx_model) == ["Add"] * 3
+    monkeypatch.setattr(constant_folding, "MAX_FOLDED_BYTES", 399)
+    assert operators(import_onnx(parse(text)).onnx_model).count("Tile") == 3
+
+
+def test_half_precision_weights_that_are_cast() -> None:
+    text = "g (float[1,2] x) => (float[1,2] y) <float[2] w = {0}> { c = Cast<to = 1>(w) y = Mul(x, c) }"
+    model = parse(text)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.array([0.5, -3], np.float16), "w"))
+    np.testing.assert_array_equal(constants(import_onnx(model).onnx_model)["c"], np.array([0.5, -3], np.float32))
+    model.graph.node[0].input[0] = "x"
+    model.graph.node[0].attribute[0].i = TensorProto.FLOAT16
+    model.graph.node[1].input[:] = ["c", "w"]
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
+    with pytest.raises(UnsupportedOperatorError, match="'y' has the element type float16"):
+        import_onnx(model)
+    model.graph.node.add(op_type="Cast", name="last", input=["y"], output=["z"]).attribute.add(name="to", i=1, type=2)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 2]))
+    with pytest.raises(UnsupportedOperatorError, match="constant 'w' is used as float16"):
+        import_onnx(model)
+    model.graph.node[1].input[1] = "c"
+    with pytest.raises(UnsupportedOperatorError, match="Cast node 'Cast_0': its output 'c' is float16"):
+        import_onnx(model)
 
 
 def test_division_by_a_constant_zero_does_not_end_the_process() -> None:

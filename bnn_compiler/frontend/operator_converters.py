@@ -1,0 +1,126 @@
+"""Conversions of single operators that are made here, and not by TVM's converters.
+
+``Pad`` and ``Clip`` stay one Relax call each, which patterns can see; TVM's converters lower them to ``call_tir`` at
+once. ``Gemm`` keeps a constant weight and bias plain constants. What a converter creates around a constant to change
+its layout (a bias reshaped for broadcasting, a weight transposed) is evaluated on the spot by :func:`fold_layout`.
+
+A NaN input: ``R.clip`` gives the upper bound, where ONNX Runtime gives NaN. TVM's lowerings of ``Relu``, ``Max`` and
+``Sign`` do not keep NaN either.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tvm
+from tvm import relax
+
+
+class ConverterInputs(list[Any]):
+    """A node's inputs; reading past the end gives ``None``, as converters expect for optional inputs."""
+
+    def __getitem__(self, index: Any) -> Any:
+        """The input, a list of inputs for a slice, or ``None``."""
+        if isinstance(index, slice):
+            stop = len(self) if index.stop is None else index.stop
+            return [self[i] for i in range(*slice(index.start, stop, index.step).indices(stop))]
+        return super().__getitem__(index) if index < len(self) else None
+
+
+def _convert_pad(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -> Any:
+    """``Pad`` in constant mode with constant amounts as ``R.nn.pad``; negative amounts crop by a slice first."""
+    data = inputs[0]
+    if attributes.get("mode", b"constant") != b"constant" or np.dtype(str(data.ty.dtype)).kind not in "fiu":
+        return None
+    rank = len(data.ty.shape.values)
+    amounts, value, axes = attributes.get("pads"), attributes.get("value", 0.0), None
+    if amounts is None:
+        pads, fill, chosen = (_constant_array(inputs[index]) for index in (1, 2, 3))
+        if pads is None or (inputs[2] is not None and fill is None) or (inputs[3] is not None and chosen is None):
+            return None
+        amounts, axes = pads.reshape(-1).tolist(), None if chosen is None else chosen.reshape(-1).tolist()
+        value = 0.0 if fill is None else fill.reshape(-1)[0].item()
+    if abs(value) > 2**53 and np.dtype(str(data.ty.dtype)).kind != "f":
+        return None  # R.nn.pad holds its value as a double
+    axes = list(range(rank)) if axes is None else [axis % rank for axis in axes]
+    before, after = amounts[: len(axes)], amounts[len(axes) :]
+    cropped = [i for i in range(len(axes)) if before[i] < 0 or after[i] < 0]
+    if cropped:
+        extents = [int(data.ty.shape.values[axes[i]]) for i in cropped]
+        data = relax.op.strided_slice(
+            data,
+            axes=[axes[i] for i in cropped],
+            begin=[max(-before[i], 0) for i in cropped],
+            end=[extent - max(-after[i], 0) for i, extent in zip(cropped, extents, strict=True)],
+        )
+    width = [0] * (2 * rank)
+    for i, axis in enumerate(axes):
+        width[2 * axis], width[2 * axis + 1] = max(before[i], 0), max(after[i], 0)
+    return relax.op.nn.pad(data, width, "constant", float(value)) if any(width) or not cropped else data
+
+
+def _convert_clip(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -> Any:
+    """``Clip`` with constant bounds as ``R.clip``; an absent bound is the dtype's own limit."""
+    data = inputs[0]
+    dtype = np.dtype(str(data.ty.dtype))
+    bounds: list[float | int] = []
+    for index, attribute in ((1, "min"), (2, "max")):
+        bound = _constant_array(inputs[index])
+        if inputs[index] is not None and (bound is None or bound.size != 1):
+            return None
+        value = attributes.get(attribute) if bound is None else bound.reshape(-1)[0].item()
+        if value is None or np.isnan(value):  # ONNX Runtime takes a NaN bound as none
+            limit = np.inf if dtype.kind == "f" else (np.iinfo(dtype).min if index == 1 else np.iinfo(dtype).max)
+            value = -limit if dtype.kind == "f" and index == 1 else limit
+        bounds.append(float(value) if dtype.kind == "f" else int(value))
+    bounds[0] = min(bounds[0], bounds[1])  # ONNX: when min exceeds max, every element becomes max
+    return relax.op.clip(data, bounds[0], bounds[1])
+
+
+def _convert_gemm(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -> Any:
+    """``Gemm`` with a constant B as ``matmul(A, alpha * B') + beta * C``: constants stay plain constants."""
+    weight, bias = _constant_array(inputs[1]), _constant_array(inputs[2])
+    if weight is None or (inputs[2] is not None and bias is None) or weight.dtype.kind != "f":
+        return None
+    data = relax.op.permute_dims(inputs[0], [1, 0]) if attributes.get("transA", 0) else inputs[0]
+    weight = weight.T if attributes.get("transB", 0) else weight
+    weight = np.ascontiguousarray(weight * weight.dtype.type(attributes.get("alpha", 1.0)))
+    product = relax.op.matmul(data, relax.const(weight))
+    if bias is None:
+        return product
+    return relax.op.add(product, relax.const(np.asarray(bias * bias.dtype.type(attributes.get("beta", 1.0)))))
+
+
+OWN_CONVERTERS = {"Pad": _convert_pad, "Clip": _convert_clip, "Gemm": _convert_gemm}
+"""Each gives ``None`` where the form is left to TVM's converter."""
+
+
+def fold_layout(expression: Any) -> Any:
+    """Evaluate the layout changes of constants inside an expression that is not bound yet."""
+    if not isinstance(expression, relax.Call):
+        return expression
+    arguments = [fold_layout(argument) for argument in expression.args]
+    name = getattr(expression.op, "name", "")
+    if name in _LAYOUT_OPERATORS and isinstance(arguments[0], tvm.ir.GenericConst):
+        source, axes = arguments[0].value.numpy(), getattr(expression.attrs, "axes", None)
+        if name == "relax.permute_dims":
+            folded = source.transpose(None if axes is None else [int(axis) for axis in axes])
+            return relax.const(np.asarray(folded, order="C"))
+        if name == "relax.reshape" and isinstance(arguments[1], relax.ShapeExpr):
+            return relax.const(source.reshape([int(extent) for extent in arguments[1].values]))
+    if all(new is old for new, old in zip(arguments, expression.args, strict=True)):
+        return expression
+    return relax.Call(expression.op, arguments, expression.attrs, expression.ty_args)
+
+
+_LAYOUT_OPERATORS = frozenset({"relax.reshape", "relax.permute_dims"})
+
+
+def _constant_array(expression: Any) -> npt.NDArray[Any] | None:
+    """The value of a constant input; ``None`` for absent and for computed inputs."""
+    if isinstance(expression, tvm.ir.GenericConst):
+        array: npt.NDArray[Any] = expression.value.numpy()
+        return array
+    return None
