@@ -63,9 +63,8 @@ def lookup_int32(table: list[Expr], index: Expr, lanes: int) -> Expr:
     One ``vpermd`` or ``vpermt2d`` per two vectors of the table, which read only the index bits they need.
     """
     dtype = typed("int32", lanes)
-    if len(table) == 1:
-        name = "llvm.x86.avx2.permd" if lanes == 8 else "llvm.x86.avx512.permvar.si.512"
-        return _llvm(name, dtype, table[0], index)
+    if lanes == 16 and len(table) == 1:
+        return _llvm("llvm.x86.avx512.permvar.si.512", dtype, table[0], index)
     padded = table if len(table) % 2 == 0 else [*table, table[-1]]
     result = None
     for pair in range(0, len(padded), 2):
