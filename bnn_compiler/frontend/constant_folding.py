@@ -170,9 +170,8 @@ def _static_shape_result(node: NodeProto, type_proto: TypeProto) -> list[_Array]
 
 def _is_bounded(node: NodeProto, constants: dict[str, TensorProto], types: dict[str, TypeProto], budget: int) -> bool:
     """Condition 3."""
-    read: int = sum(
-        math.prod(constants[name].dims) * item_size(constants[name].data_type) for name in node.input if name
-    )
+    operands = [constants[name] for name in node.input if name]
+    read: int = sum(math.prod(tensor.dims) * item_size(tensor.data_type) for tensor in operands)
     if node.op_type in _NEVER_GROWS:
         return read <= budget
     sizes = [tensor_bytes(types[name]) if name in types else None for name in node.output if name]

@@ -85,7 +85,7 @@ def check_graph(model: onnx.ModelProto) -> bool:
 def _unify_standard_domain(model: onnx.ModelProto) -> None:
     """The standard domain has two spellings; keep the empty one."""
     for entry in (*model.opset_import, *all_nodes(model.graph)):
-        if entry.domain in ONNX_DOMAINS:
+        if entry.domain in ONNX_DOMAINS and entry.domain:
             entry.domain = ""
 
 
