@@ -52,11 +52,13 @@ def check_operands(model: onnx.ModelProto) -> None:
 
 
 def _check_conv(node: NodeProto, operands: list[_Shape | None]) -> None:
-    """Conditions 1 to 4. Shape inference has proved the lengths and signs of the attributes, and the ranks."""
+    """Conditions 1 to 4. Shape inference has proved the lengths and signs of the attributes."""
     data, weight = operands[0], operands[1]
     if data is None or weight is None:
         return
     group, rank = integer_attribute(node, "group", 1), len(data) - 2
+    if rank < 1 or len(weight) != len(data):
+        raise ModelError(f"{describe_node(node)} has data of shape {list(data)} but a weight of shape {list(weight)}")
     if group < 1 or weight[0] % group or weight[1] * group != data[1]:  # 1
         raise ModelError(
             f"{describe_node(node)} has data of {data[1]} channels, but its weight of shape {list(weight)} "

@@ -33,6 +33,14 @@ def test_convolutions_that_contradict_themselves(weight: str, attributes: str, c
         import_onnx(model)
 
 
+@pytest.mark.parametrize(("data", "weight"), [("4,3", "2,3"), ("4", "2"), ("1,4,6,6", "3"), ("1,4", "3,4,3,3")])
+def test_convolutions_of_the_wrong_rank(data: str, weight: str) -> None:
+    model = parse(f"g (float[{data}] x, float[{weight}] w) => (float y) {{ [c] y = Conv(x, w) }}")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(ModelError, match="Conv node 'c'"):
+        import_onnx(model)
+
+
 def test_a_bias_of_the_wrong_length() -> None:
     text = "g (float[1,4,6,6] x, float[3,4,3,3] w, float[4] b) => (float[N,C,H,W] y) { [c] y = Conv(x, w, b) }"
     with pytest.raises(ModelError, match=r"'c' has a bias of shape \[4\] for 3 output channels"):
