@@ -20,10 +20,10 @@ from typing import TypedDict
 import numpy as np
 from onnx import ModelProto
 
+from .inner_tensors import Runnable
 from .reference import Array, Reference, expose, extract, sample_feeds
 from .report import LayerReport
 from .tensor_spec import TensorSpec
-from .verify import Runnable
 
 ROUNDS = 15
 ROUND_SECONDS = 0.005

@@ -95,6 +95,7 @@ class VerificationReport(TypedDict):
     sign_flips: int | None
     reference_sign_flips: int
     layers: list[LayerCheckReport]
+    layers_not_compared: list[str]
     outputs: list[OutputCheckReport]
 
 

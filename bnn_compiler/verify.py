@@ -16,18 +16,15 @@ fed ONNX Runtime's own input of that layer and must reproduce ONNX Runtime's out
   outputs by more than any tolerance for rounding. So an input may be beyond tolerance if a sign flipped on it, by no
   more than ``FLIP_TOLERANCE``, and at most half of the inputs may; wrong float glue would show on every input.
 
-*Sign flips.* ``sign_flips`` counts the activation bits that ``main`` computes otherwise than the artifact's own
-binarisers do on ONNX Runtime's values of the same tensors (``passes/expose_activation_bits.py``). Rounding flips few,
-so in the first layer with flips there may be ``FIRST_FLIPS`` of them, or ``FIRST_FLIP_SHARE`` of its activations; what
-comes after it may be chaotic. ``reference_sign_flips`` counts the elements that differ between two evaluations in ONNX
-Runtime, with and without graph optimisation: how prone the network is to flips by itself.
+*Sign flips* are counted as :mod:`bnn_compiler.inner_tensors` says, and in the first layer that has any there may be no
+more of them than rounding explains. What comes after it may be chaotic.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,35 +32,16 @@ import numpy as np
 from onnx import ModelProto
 
 from .errors import ModelError, VerificationError
-from .layer_check import LayerCheck, check_layer
+from .inner_tensors import Feeds, FlipCheck, InnerTensors, Runnable
+from .layer_check import LayerCheck
 from .layers import BinaryLayer
-from .reference import Array, Reference, expose, node_activation, sample_feeds, take_zero_as_plus_one
+from .reference import Array, Reference, sample_feeds, take_zero_as_plus_one
 from .report import OutputCheckReport, VerificationReport
 from .tensor_spec import TensorSpec
 
 INPUTS = 4
 RELATIVE_TOLERANCE = 1e-4
 FLIP_TOLERANCE = 0.5
-FIRST_FLIPS = 2
-FIRST_FLIP_SHARE = 1e-3
-
-Feeds = Mapping[str, Array]
-
-
-class Runnable(Protocol):
-    """What verification needs of a compiled model."""
-
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        """Run the network."""
-        ...
-
-    def run_function(self, name: str, value: Array) -> Array:
-        """Run a function of the library that takes and gives one array: a binary layer alone, or its binariser."""
-        ...
-
-    def activation_bits(self, feeds: Feeds) -> dict[str, Array]:
-        """Packed activations by the name of the (first) layer function that takes them; empty if it cannot tell."""
-        ...
 
 
 class Network(Protocol):
@@ -101,20 +79,6 @@ class OutputCheck:
 
 
 @dataclass(frozen=True)
-class FlipCheck:
-    """Sign flips of one layer's activations on one input; ``activations`` is their number."""
-
-    layer: str
-    flips: int
-    activations: int
-
-    @property
-    def plausible(self) -> bool:
-        """Whether rounding alone may flip so many in the first layer that has any."""
-        return self.flips <= max(FIRST_FLIPS, FIRST_FLIP_SHARE * self.activations)
-
-
-@dataclass(frozen=True)
 class VerificationResult:
     """Everything that was compared."""
 
@@ -126,6 +90,8 @@ class VerificationResult:
     reference_sign_flips: int
     flips: tuple[tuple[FlipCheck, ...], ...] = ()
     """Per input, its layers with flips, in order; no entry per input where the artifact does not show activations."""
+    skipped: tuple[str, ...] = ()
+    """Binary layers that could only be compared as parts of the network: their tensors have no names in the model."""
 
     @property
     def sign_flips(self) -> int | None:
@@ -180,6 +146,7 @@ class VerificationResult:
             "sign_flips": self.sign_flips,
             "reference_sign_flips": self.reference_sign_flips,
             "layers": [layer.to_report() for layer in self.layers],
+            "layers_not_compared": list(self.skipped),
             "outputs": [output.to_report() for output in self.outputs],
         }
 
@@ -207,53 +174,32 @@ def verify_model(
     Raises:
         ModelError: ONNX Runtime cannot run the network.
     """
-    inputs = list(feeds) if feeds is not None else [sample_feeds(imported.inputs, seed, i) for i in range(INPUTS)]
+    count = INPUTS if feeds is None else len(feeds)
     model = take_zero_as_plus_one(imported.onnx_model, zero_as_plus_one)
-    named = [layer for layer in layers if layer.input_tensor is not None and layer.output_tensor is not None]
-    activations = _activation_tensors(imported.onnx_model, layers)
-    tensors = [name for layer in named for name in (layer.input_tensor, layer.output_tensor) if name is not None]
-    inner = expose(model, [*tensors, *activations])
-    plain, optimised = Reference(inner, optimise=False), Reference(inner)
-    network, network_plain = _whole_network(model, original, zero_as_plus_one)
-    steps, done = 2 * len(inputs) + len(named), 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        progress(done / steps)
-
-    checks: list[LayerCheck] = []
+    inner = InnerTensors(compiled, model, layers)
+    network = _whole_network(model, original, zero_as_plus_one)
+    checks: tuple[LayerCheck, ...] = ()
     reference_flips = 0
     flips: list[tuple[FlipCheck, ...]] = []
-    for index, feed in enumerate(inputs):
-        values = {**feed, **plain.run(feed)}
-        others = optimised.run(feed)
-        reference_flips += sum(int((values[name] != others[name]).sum()) for name in activations if name in others)
-        bits = compiled.activation_bits(feed)
-        if bits:
-            flips.append(_flips(compiled, named, bits, values))
-        advance()
-        # One input per layer: it already is thousands of independent dot products.
-        for layer in named if index == 0 else ():
-            checks.append(_check(compiled, layer, values))
-            advance()
-    errors: dict[str, list[tuple[float, float]]] = {name: [] for name in network.outputs}
+    errors: dict[str, list[tuple[float, float]]] = {name: [] for name in network[0].outputs}
     integer_only = float_layers == 0 and bool(layers) and all(layer.exact for layer in layers)
-    for feed in inputs:
-        expected, unoptimised, actual = network.run(feed), network_plain.run(feed), compiled.run(feed)
+    for index in range(count):
+        # One at a time: inputs can be large.
+        feed = sample_feeds(imported.inputs, seed, index) if feeds is None else feeds[index]
+        values = inner.reference_values(feed)
+        reference_flips += inner.reference_flips(feed, values)
+        flips += inner.flips(feed, values)
+        if index == 0:
+            # One input per layer: it already is thousands of independent dot products.
+            checks = inner.check_layers(values)
+        expected, unoptimised = (reference.run(feed) for reference in network)
+        actual = compiled.run(feed)
         for name, reference in expected.items():
             integer_only = integer_only and _on_grid(reference) and np.array_equal(reference, unoptimised[name])
             errors[name].append(_difference(actual[name], reference))
-        advance()
-    return VerificationResult(
-        seed,
-        len(inputs),
-        integer_only,
-        tuple(checks),
-        tuple(_judge(name, pairs, integer_only) for name, pairs in errors.items()),
-        reference_flips,
-        tuple(flips),
-    )
+        progress((index + 1) / count)
+    outputs = tuple(_judge(name, pairs, integer_only) for name, pairs in errors.items())
+    return VerificationResult(seed, count, integer_only, checks, outputs, reference_flips, tuple(flips), inner.skipped)
 
 
 def _whole_network(
@@ -268,36 +214,6 @@ def _whole_network(
                 adjusted = take_zero_as_plus_one(original, zero_as_plus_one)
                 return Reference(adjusted), Reference(adjusted, optimise=False)
     return Reference(model), Reference(model, optimise=False)
-
-
-def _activation_tensors(model: ModelProto, layers: Sequence[BinaryLayer]) -> list[str]:
-    found = (node_activation(model, layer.name) for layer in layers)
-    return list(dict.fromkeys(name for name in found if name is not None))
-
-
-def _check(compiled: Runnable, layer: BinaryLayer, values: Mapping[str, Array]) -> LayerCheck:
-    assert layer.output_tensor is not None, "only called for layers whose tensors have names"
-    actual = compiled.run_function(layer.function, _layer_input(layer, values))
-    return check_layer(layer, actual, values[layer.output_tensor])
-
-
-def _flips(
-    compiled: Runnable, layers: Sequence[BinaryLayer], bits: Mapping[str, Array], values: Mapping[str, Array]
-) -> tuple[FlipCheck, ...]:
-    """Layers whose activations differ from those of ONNX Runtime's tensors ``values``."""
-    found = []
-    for layer in layers:
-        if layer.function in bits:
-            expected = compiled.run_function(f"{layer.function}_bits", _layer_input(layer, values))
-            flips = int(np.unpackbits((bits[layer.function] ^ expected).view(np.uint8)).sum())
-            if flips:
-                found.append(FlipCheck(layer.name, flips, math.prod(layer.input_shape)))
-    return tuple(found)
-
-
-def _layer_input(layer: BinaryLayer, values: Mapping[str, Array]) -> Array:
-    assert layer.input_tensor is not None, "only called for layers whose tensors have names"
-    return np.ascontiguousarray(values[layer.input_tensor].reshape(layer.input_shape))
 
 
 def _difference(actual: Array, expected: Array) -> tuple[float, float]:

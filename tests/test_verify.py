@@ -210,6 +210,14 @@ class OffOnOneInput(ShowsBits):
         return super().run({"x": x})
 
 
+def test_layers_without_tensor_names_are_named() -> None:
+    model, (first, second) = make_model(), make_layers()
+    layers = (replace(first, input_tensor=None), second)
+    result = verify(model, model, layers)
+    assert result.passed and [layer.name for layer in result.layers] == ["conv1"]
+    assert result.to_report()["layers_not_compared"] == ["conv0"]
+
+
 def test_an_input_beyond_tolerance_needs_a_flip() -> None:
     model, layers = make_model(float_tail=True), make_layers()
     feeds = [sample_feeds(Network(model).inputs, 0, index) for index in range(4)]

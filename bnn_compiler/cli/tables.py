@@ -60,6 +60,8 @@ def summarise_verification(verification: VerificationReport) -> str:
     layers = verification["layers"]
     exact = sum(layer["exact"] for layer in layers)
     parts = [f"{len(layers)} layers alone ({exact} bit for bit)"]
+    if verification["layers_not_compared"]:
+        parts.append(f"{len(verification['layers_not_compared'])} layers not alone")
     for output in verification["outputs"]:
         error, tolerance = output["max_abs_error"], output["tolerance"]
         how = "equal" if error == 0 else f"within {error:.2g} (tolerance {tolerance:.2g})"

@@ -1,0 +1,108 @@
+"""What verification looks at inside a network: binary layers one by one, and the signs that enter them.
+
+``flips`` counts the activation bits that the artifact's ``main`` computes otherwise than the artifact's own binarisers
+do on ONNX Runtime's values of the same tensors (``passes/expose_activation_bits.py``): the values differ by rounding,
+and lie on two sides of a threshold. Rounding does that to few, so in the first layer with flips there may be
+``FIRST_FLIPS`` of them, or ``FIRST_FLIP_SHARE`` of its activations. ``reference_flips`` counts the elements that differ
+between two evaluations in ONNX Runtime, with and without graph optimisation: how prone a network is to flips by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from onnx import ModelProto
+
+from .layer_check import LayerCheck, check_layer
+from .layers import BinaryLayer
+from .reference import Array, Reference, expose, node_activation
+
+FIRST_FLIPS = 2
+FIRST_FLIP_SHARE = 1e-3
+
+Feeds = Mapping[str, Array]
+
+
+class Runnable(Protocol):
+    """What verification needs of a compiled model."""
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run the network."""
+        ...
+
+    def run_function(self, name: str, value: Array) -> Array:
+        """Run a function of the library that takes and gives one array: a binary layer alone, or its binariser."""
+        ...
+
+    def activation_bits(self, feeds: Feeds) -> dict[str, Array]:
+        """Packed activations by the name of the (first) layer function that takes them; empty if it cannot tell."""
+        ...
+
+
+@dataclass(frozen=True)
+class FlipCheck:
+    """Sign flips of one layer's activations on one input; ``activations`` is their number."""
+
+    layer: str
+    flips: int
+    activations: int
+
+    @property
+    def plausible(self) -> bool:
+        """Whether rounding alone may flip so many in the first layer that has any."""
+        return self.flips <= max(FIRST_FLIPS, FIRST_FLIP_SHARE * self.activations)
+
+
+class InnerTensors:
+    """Inputs, outputs and activations of the binary layers, in ONNX Runtime and in the artifact."""
+
+    def __init__(self, compiled: Runnable, model: ModelProto, layers: Sequence[BinaryLayer]) -> None:
+        """Load ``model`` into ONNX Runtime twice; layers whose tensors have no names in it are left out."""
+        self._compiled = compiled
+        self._layers = [layer for layer in layers if layer.input_tensor is not None and layer.output_tensor is not None]
+        self.skipped = tuple(layer.name for layer in layers if layer not in self._layers)
+        found = (node_activation(model, layer.name) for layer in layers)
+        self._activations = list(dict.fromkeys(name for name in found if name is not None))
+        tensors = [name for layer in self._layers for name in (layer.input_tensor, layer.output_tensor) if name]
+        exposed = expose(model, [*tensors, *self._activations])
+        self._plain, self._optimised = Reference(exposed, optimise=False), Reference(exposed)
+
+    def reference_values(self, feed: Feeds) -> dict[str, Array]:
+        """All tensors in ONNX Runtime without graph optimisation, and the inputs."""
+        return {**feed, **self._plain.run(feed)}
+
+    def reference_flips(self, feed: Feeds, values: Mapping[str, Array]) -> int:
+        """Activations that ONNX Runtime itself computes otherwise with graph optimisation."""
+        others = self._optimised.run(feed)
+        return sum(int((values[name] != others[name]).sum()) for name in self._activations if name in others)
+
+    def flips(self, feed: Feeds, values: Mapping[str, Array]) -> list[tuple[FlipCheck, ...]]:
+        """One entry, the layers whose activations differ from ONNX Runtime's; none if the artifact cannot tell."""
+        bits = self._compiled.activation_bits(feed)
+        if not bits:
+            return []
+        found = []
+        for layer in self._layers:
+            if layer.function in bits:
+                expected = self._compiled.run_function(f"{layer.function}_bits", _layer_input(layer, values))
+                flips = int(np.unpackbits((bits[layer.function] ^ expected).view(np.uint8)).sum())
+                if flips:
+                    found.append(FlipCheck(layer.name, flips, math.prod(layer.input_shape)))
+        return [tuple(found)]
+
+    def check_layers(self, values: Mapping[str, Array]) -> tuple[LayerCheck, ...]:
+        """Every layer, fed ONNX Runtime's own input of it."""
+        return tuple(
+            check_layer(layer, self._compiled.run_function(layer.function, _layer_input(layer, values)), values[output])
+            for layer in self._layers
+            if (output := layer.output_tensor) is not None
+        )
+
+
+def _layer_input(layer: BinaryLayer, values: Mapping[str, Array]) -> Array:
+    assert layer.input_tensor is not None, "only called for layers whose tensors have names"
+    return np.ascontiguousarray(values[layer.input_tensor].reshape(layer.input_shape))
