@@ -6,7 +6,7 @@ import tvm
 from tvm import tirx
 
 from bnn_compiler.schedules.float_elementwise import schedule_elementwise
-from bnn_compiler.schedules.float_math import expand_exp
+from bnn_compiler.schedules.float_math import expand_math
 from bnn_compiler.schedules.float_vector import float_vector
 from bnn_compiler.schedules.isa import detect_isa
 
@@ -21,7 +21,7 @@ class ScheduleFloatKernels:
     1. PrimFuncs with attribute ``bnnc.kernel`` are left alone, as are those that are scheduled already
        (``tirx.is_scheduled``) or that have no sblocks.
     2. Elementwise producers and consumers are inlined, consumers of a float kernel into its store.
-    3. exp and sigmoid become arithmetic.
+    3. exp, sigmoid and tanh become arithmetic.
     4. Loops over what remains are merged as far as memory layout allows, and vectorised.
     """
 
@@ -35,7 +35,7 @@ class ScheduleFloatKernels:
         for variable, function in module.functions_items():
             if isinstance(function, tirx.PrimFunc) and _wants_schedule(function):
                 scheduled = schedule_elementwise(function, self.lanes)
-                expanded = scheduled.with_body(expand_exp(scheduled.body))
+                expanded = scheduled.with_body(expand_math(scheduled.body))
                 updated.update_func(variable, expanded.with_attr("tirx.is_scheduled", True))
         return updated
 

@@ -68,17 +68,20 @@ def _is_epilogue(schedule: Schedule, block: Block) -> bool:
 def _schedule_block(schedule: Schedule, block: Block, lanes: int) -> None:
     """Merge neighbouring loops wherever every access stays linear in the merged loop, and vectorise the innermost.
 
-    Conditions: (1) the block is one store over spatial axes only, one loop each, in order; (2) it accesses single
-    elements, at offsets linear in the axes; (3) axes a, b merge where each buffer's stride over a is its stride over b
-    times b's extent; (4) vectors need unit or zero strides. Where they do not hold the loops stay as they are.
+    Conditions: (1) the block is one store over spatial axes of known size, one loop each, in order; (2) it accesses
+    single elements, at offsets linear in the axes; (3) axes a, b merge where each buffer's stride over a is its stride
+    over b times b's extent; (4) vectors need unit or zero strides. Where they do not hold the loops stay as they are.
     """
     statement = schedule.get(block)
     loops = list(schedule.get_loops(block))
     axes = statement.iter_vars
-    extents = [int(axis.dom.extent) for axis in axes]
     if not isinstance(statement.body, tirx.BufferStore) or any(axis.iter_type != _SPATIAL for axis in axes):
         return
-    if extents != [int(schedule.get(v).extent) for v in loops]:
+    sizes = [axis.dom.extent for axis in axes]
+    if not all(isinstance(size, tirx.IntImm) for size in sizes):
+        return
+    extents = [int(size) for size in sizes]
+    if len(loops) != len(axes) or any(int(schedule.get(v).extent) != e for v, e in zip(loops, extents, strict=True)):
         return
     strides = []
     for access in (*statement.reads, *statement.writes):

@@ -1,7 +1,9 @@
-"""exp in arithmetic that LLVM vectorises, in place of calls to the C library, one per element.
+"""exp and tanh in arithmetic that LLVM vectorises, in place of calls to the C library, one per element.
 
 exp(x) = 2^n * exp(r), n = round(x / ln 2), r = x - n ln 2 in [-0.35, 0.35], with the polynomial of Cephes' expf: within
 2 ulp of the true value. Overflow gives inf, underflow below the smallest normal number gives 0, NaN stays NaN.
+
+tanh(x) = x P(x^2) / Q(x^2), the rational approximation of Eigen (and ONNX Runtime), within 4 ulp; +-1 beyond +-7.9.
 """
 
 from __future__ import annotations
@@ -22,6 +24,18 @@ _POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-
 _ROUNDING_BIAS = 12582912.0
 _ROUNDING_BITS = 0x4B400000
 _LOWEST, _HIGHEST = -87.336544, 88.722839
+# Eigen's ptanh_float, from the highest power down.
+_TANH_P = (
+    -2.76076847742355e-16,
+    2.00018790482477e-13,
+    -8.60467152213735e-11,
+    5.12229709037114e-08,
+    1.48572235717979e-05,
+    6.37261928875436e-04,
+    4.89352455891786e-03,
+)
+_TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+_TANH_LIMIT = 7.90531110763549805
 
 
 def exp(x: Any) -> Any:
@@ -52,17 +66,38 @@ def exp(x: Any) -> Any:
     return tirx.Select(tirx.isnan(x), x, value)
 
 
-def expand_exp(body: Any) -> Any:
-    """Replace ``tirx.exp`` and ``tirx.sigmoid`` of float32 in a statement."""
+def tanh(x: Any) -> Any:
+    """Expression for tanh of a float32 scalar expression; see the module's docstring."""
+
+    def number(value: float) -> Any:
+        return tirx.const(value, _DTYPE)
+
+    def polynomial(coefficients: tuple[float, ...], argument: Any) -> Any:
+        value = number(coefficients[0])
+        for coefficient in coefficients[1:]:
+            value = value * argument + number(coefficient)
+        return value
+
+    x_var, square_var = tirx.Var("x", _DTYPE), tirx.Var("square", _DTYPE)
+    ratio = x_var * polynomial(_TANH_P, square_var) / polynomial(_TANH_Q, square_var)
+    clamped = tirx.max(tirx.min(x, number(_TANH_LIMIT)), number(-_TANH_LIMIT))
+    value = tirx.Let(x_var, clamped, tirx.Let(square_var, x_var * x_var, ratio))
+    return tirx.Select(tirx.isnan(x), x, value)
+
+
+def expand_math(body: Any) -> Any:
+    """Replace ``tirx.exp``, ``tirx.sigmoid`` and ``tirx.tanh`` of float32 in a statement."""
     return tvm_ffi.structural_map(body, (Call, _expand))
 
 
 def _expand(call: Call) -> Any:
     name = str(getattr(call.op, "name", ""))
-    if name not in ("tirx.exp", "tirx.sigmoid") or str(call.ty.dtype) != _DTYPE:
+    if name not in ("tirx.exp", "tirx.sigmoid", "tirx.tanh") or str(call.ty.dtype) != _DTYPE:
         return call
     if name == "tirx.exp":
         return exp(call.args[0])
+    if name == "tirx.tanh":
+        return tanh(call.args[0])
     one = tirx.const(1.0, _DTYPE)
     return one / (one + exp(-call.args[0]))
 

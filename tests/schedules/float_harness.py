@@ -87,7 +87,7 @@ def normal(shape: tuple[int, ...], seed: int = 0) -> Array:
 
 
 def assert_sums_close(layer: Layer, cpu: str, terms: int) -> None:
-    """Compare sums of ``terms`` products: each of two summation orders errs by at most terms * eps / 2 * sum of |terms|.
+    """Compare sums of ``terms`` products: two orders of summation differ by at most terms * eps * sum of magnitudes.
 
     In practice errors grow with the square root of ``terms``; the bound is still far below one missing term.
     """

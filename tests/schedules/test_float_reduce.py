@@ -1,4 +1,4 @@
-"""Reductions, softmax and exp."""
+"""Reductions, softmax, exp and tanh."""
 
 from __future__ import annotations
 
@@ -51,7 +51,15 @@ def test_exp_is_accurate(cpu: str) -> None:
 
 
 @pytest.mark.parametrize("cpu", FLOAT_CPUS)
-@pytest.mark.parametrize("op", ["Exp", "Sigmoid"])
+def test_tanh_is_accurate(cpu: str) -> None:
+    x = np.concatenate([np.geomspace(1e-30, 20, 20000), -np.geomspace(1e-30, 20, 20000)]).astype(np.float32)[None]
+    exact = np.tanh(x.astype(np.float64))
+    error = np.abs(Layer((node("Tanh", "x"),), x, {}).run(cpu) - exact) / np.abs(exact)
+    assert error.max() <= 4 * EPSILON
+
+
+@pytest.mark.parametrize("cpu", FLOAT_CPUS)
+@pytest.mark.parametrize("op", ["Exp", "Sigmoid", "Tanh"])
 def test_special_values(op: str, cpu: str) -> None:
     # Twice: once in a vector, once in the vector that overlaps it.
     special = [0, -0.0, 1, -1, np.nan, np.inf, -np.inf, 88.7, 88.8, 1000, -1000]
