@@ -18,6 +18,7 @@ from bnn_compiler.passes.schedule_float_kernels import KERNEL_ATTR, ScheduleFloa
 from bnn_compiler.target import parse_target
 from tests.schedules.float_harness import FOREIGN_TARGETS, Layer, node, normal
 from tests.schedules.kernel_harness import cpu_target
+from tests.small_relax_modules import applied
 
 TARGET = cpu_target("skylake-avx512").tvm_target
 Body = Callable[[relax.BlockBuilder, relax.Var], relax.Expr]
@@ -102,7 +103,7 @@ def leading_axis(_builder: relax.BlockBuilder, x: relax.Var) -> relax.Expr:
 )
 def test_near_misses_stay_operators(body: Body, op: str) -> None:
     module = module_of((9, 9, 9, 9), body)
-    lowered = LowerFloatOps(TARGET)(module)
+    lowered = applied(module, LowerFloatOps(TARGET))
     assert not prim_funcs(lowered)
     assert f".{op}(" in lowered["main"].script()
     # … and still compile, by TVM's definition.
@@ -111,7 +112,7 @@ def test_near_misses_stay_operators(body: Body, op: str) -> None:
 
 def test_other_dtypes_stay_operators() -> None:
     module = module_of((4, 4), lambda _, x: relax.op.matmul(x, relax.const(np.eye(4), "float64")), "float64")
-    assert not prim_funcs(LowerFloatOps(TARGET)(module))
+    assert not prim_funcs(applied(module, LowerFloatOps(TARGET)))
 
 
 def test_finished_kernels_are_left_alone() -> None:
@@ -136,10 +137,10 @@ def test_idempotent() -> None:
         return relax.op.nn.relu(y)
 
     module = module_of((1, 8, 14, 14), body)
-    lowered = LowerFloatOps(TARGET)(module)
-    tvm.ir.assert_structural_equal(LowerFloatOps(TARGET)(lowered), lowered, map_free_vars=True)
+    lowered = applied(module, LowerFloatOps(TARGET))
+    tvm.ir.assert_structural_equal(applied(lowered, LowerFloatOps(TARGET)), lowered, map_free_vars=True)
     scheduled = compiled(module)
-    tvm.ir.assert_structural_equal(ScheduleFloatKernels(TARGET)(scheduled), scheduled)
+    tvm.ir.assert_structural_equal(applied(scheduled, ScheduleFloatKernels(TARGET)), scheduled)
 
 
 def small_network() -> Layer:
