@@ -7,6 +7,7 @@ before: the elements in common are computed twice, to the same result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,8 +58,19 @@ def _inline(schedule: Schedule) -> None:
             _attempt(schedule.compute_inline, block)
     for epilogue in epilogues:
         while consumers := schedule.get_consumers(epilogue):
-            if len(consumers) > 1 or not _attempt(schedule.reverse_compute_inline, consumers[0]):
+            if len(consumers) > 1 or not _same_elements(schedule, epilogue, consumers[0]):
                 break
+            if not _attempt(schedule.reverse_compute_inline, consumers[0]):
+                break
+
+
+def _same_elements(schedule: Schedule, producer: Block, consumer: Block) -> bool:
+    """Whether both write as many elements: TVM fails internally where a consumer broadcasts its producer."""
+    sizes = [
+        math.prod(int(extent) for write in schedule.get(block).writes for extent in write.source.shape)
+        for block in (producer, consumer)
+    ]
+    return sizes[0] == sizes[1]
 
 
 def _is_epilogue(schedule: Schedule, block: Block) -> bool:
