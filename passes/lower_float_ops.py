@@ -14,6 +14,7 @@ from bnn_compiler.schedules.float_conv import conv_kernel, pack_conv_weight, pla
 from bnn_compiler.schedules.float_gemm import gemm_kernel, pack_gemm_weight, plan_gemm
 from bnn_compiler.schedules.float_pool import PoolKind, PoolPlan, average_weights, pool_kernel
 from bnn_compiler.schedules.float_reduce import ReducePlan, reduce_kernel, softmax_kernel
+from bnn_compiler.schedules.float_transpose import plan_transpose, transpose_kernel
 from bnn_compiler.schedules.float_vector import FloatVector, float_vector
 from bnn_compiler.schedules.isa import detect_isa
 
@@ -32,7 +33,8 @@ class LowerFloatOps:
        groups; the weight is re-packed here.
     3. 1-D and 2-D max and average pools in NC(H)W.
     4. ``sum``, ``mean``, ``max`` and ``min`` over the last one or two axes; ``nn.softmax`` over the last axis.
-    5. ``matmul`` of matrices, or of any stack of rows with a constant matrix (re-packed here).
+    5. ``permute_dims`` that amounts to transposing matrices (NCHW to NHWC and back) at least a vector wide and high.
+    6. ``matmul`` of matrices, or of any stack of rows with a constant matrix (re-packed here).
 
     The kernels' pattern lets ``relax.transform.FuseOps`` append elementwise operators, which ``ScheduleFloatKernels``
     then merges into the kernels' store.
@@ -68,6 +70,7 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
             "relax.nn.avg_pool2d": self._pool,
             "relax.matmul": self._matmul,
             "relax.nn.softmax": self._softmax,
+            "relax.permute_dims": self._transpose,
             **{f"relax.{kind}": self._reduce for kind in ("sum", "mean", "max", "min")},
         }
         self._kernels: dict[Any, tvm.ir.GlobalVar] = {}
@@ -155,6 +158,17 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         lanes = self._vector.lanes
         kernel = self._kernel(("softmax", shape), "float_softmax", lambda: softmax_kernel(shape, lanes))
         return relax.call_tir(kernel, [self.visit_expr(call.args[0])], out_ty=_tensor(shape))
+
+    def _transpose(self, call: relax.Call) -> relax.Expr | None:
+        shape, out_shape = static_shape(call.args[0]), static_shape(call)
+        assert shape is not None and out_shape is not None
+        axes = call.attrs.axes
+        permutation = [int(a) % len(shape) for a in axes] if axes is not None else list(reversed(range(len(shape))))
+        plan = plan_transpose(shape, permutation, self._vector.lanes)
+        if plan is None or 0 in shape or self._constants.value(call.args[0]) is not None:
+            return None
+        kernel = self._kernel(plan, "float_transpose", lambda: transpose_kernel(plan))
+        return relax.call_tir(kernel, [self.visit_expr(call.args[0])], out_ty=_tensor(out_shape))
 
     def _kernel(self, key: Any, name: str, build: Callable[[], tirx.PrimFunc]) -> tvm.ir.GlobalVar:
         if key not in self._kernels:

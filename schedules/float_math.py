@@ -38,8 +38,11 @@ _TANH_Q = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.8
 _TANH_LIMIT = 7.90531110763549805
 
 
-def exp(x: Any) -> Any:
-    """Expression for exp of a float32 scalar or vector expression; see the module's docstring."""
+def exp(x: Any, nonpositive: bool = False) -> Any:
+    """Expression for exp of a float32 scalar or vector expression; see the module's docstring.
+
+    ``nonpositive`` promises x <= 0 (or NaN) and saves what only large x needs.
+    """
     lanes = _lanes(x)
 
     def number(value: float, dtype: str = _DTYPE) -> Any:
@@ -47,7 +50,9 @@ def exp(x: Any) -> Any:
         return constant if lanes == 1 else tirx.Broadcast(constant, lanes)
 
     suffix = "" if lanes == 1 else f"x{lanes}"
-    clamped = tirx.min(tirx.max(x, number(_LOWEST)), number(_HIGHEST))
+    clamped = tirx.max(x, number(_LOWEST))
+    if not nonpositive:
+        clamped = tirx.min(clamped, number(_HIGHEST))
     biased_var = tirx.Var("biased", _DTYPE + suffix)
     n = biased_var - number(_ROUNDING_BIAS)
     r_var = tirx.Var("r", _DTYPE + suffix)
@@ -55,14 +60,18 @@ def exp(x: Any) -> Any:
     for coefficient in _POLYNOMIAL[1:]:
         polynomial = polynomial * r_var + number(coefficient)
     mantissa = polynomial * r_var * r_var + r_var + number(1.0)
-    # 2^n in two factors, because 2^128 is no float32 though exp(88.7) is.
     exponent = tirx.reinterpret(f"int32{suffix}", biased_var) - number(_ROUNDING_BITS, "int32")
-    half = exponent >> number(1, "int32")
-    scaled = mantissa * _power_of_two(half, number, suffix) * _power_of_two(exponent - half, number, suffix)
+    if nonpositive:
+        scaled = mantissa * _power_of_two(exponent, number, suffix)
+    else:
+        # 2^n in two factors, because 2^128 is no float32 though exp(88.7) is.
+        half = exponent >> number(1, "int32")
+        scaled = mantissa * _power_of_two(half, number, suffix) * _power_of_two(exponent - half, number, suffix)
     reduced = tirx.Let(r_var, clamped - n * number(_LN2_HIGH) - n * number(_LN2_LOW), scaled)
     value = tirx.Let(biased_var, clamped * number(_LOG2_E) + number(_ROUNDING_BIAS), reduced)
     value = tirx.Select(x < number(_LOWEST), number(0.0), value)
-    value = tirx.Select(x > number(_HIGHEST), number(np.inf), value)
+    if not nonpositive:
+        value = tirx.Select(x > number(_HIGHEST), number(np.inf), value)
     return tirx.Select(tirx.isnan(x), x, value)
 
 

@@ -88,16 +88,14 @@ def softmax_kernel(shape: tuple[int, ...], lanes: int) -> tirx.PrimFunc:
 
 def _softmax_row(x: Any, y: Any, row: list[Any], length: int, lanes: int) -> None:
     combine, identity = _combiner("max")
-    highest = T.Bind(
-        _reduce_row(lambda j, width: _load(x, row, (length,), j, width), length, lanes, combine, identity)
-    )
+    highest = T.Bind(_reduce_row(lambda j, width: _load(x, row, (length,), j, width), length, lanes, combine, identity))
 
     def store(j: Any, width: int, value: Any) -> None:
         T.buffer_store(y, value, [*row, ramp(j, width) if width > 1 else j])
 
     def exponential(j: Any, width: int) -> Any:
         shift = highest if width == 1 else tirx.Broadcast(highest, width)
-        value = T.Bind(exp(_load(x, row, (length,), j, width) - shift))
+        value = T.Bind(exp(_load(x, row, (length,), j, width) - shift, nonpositive=True))
         store(j, width, value)
         return value
 
