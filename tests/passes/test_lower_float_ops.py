@@ -64,6 +64,19 @@ def test_elementwise_work_joins_the_convolution() -> None:
     assert "T.max(" in kernel.script()
 
 
+@pytest.mark.parametrize("cpu", ["skylake-avx512", "x86-64"])
+@pytest.mark.parametrize("first", ["box filter", "mean"])
+def test_broadcasting_consumer(first: str, cpu: str) -> None:
+    """A kernel result smaller than that of the work fused behind it, as in XNOR-Net: K times the product."""
+    filtered = (
+        node("Conv", "m k", "f", pads=[1, 1, 1, 1]) if first == "box filter" else node("ReduceMean", "x", "f", axes=[3])
+    )
+    nodes = (node("ReduceMean", "x", "m", axes=[1]), filtered, node("Mul", "x f", "p"), node("Relu", "p"))
+    layer = Layer(nodes, normal((1, 6, 9, 11)), {"k": normal((1, 1, 3, 3), 1)})
+    # Means and sums of at most 11 values of about 1, times such a value.
+    np.testing.assert_allclose(layer.run(cpu), layer.reference(), rtol=0, atol=1e-5)
+
+
 def test_convolutions_of_one_shape_share_a_kernel() -> None:
     def body(builder: relax.BlockBuilder, x: relax.Var) -> relax.Expr:
         y = builder.emit(relax.op.nn.conv2d(x, weight(8, 8, 3, 3), padding=1))
