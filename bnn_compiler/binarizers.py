@@ -70,9 +70,11 @@ def _from_steps(steps: StepFunction, sign_zero: SignZero) -> Binarizer | None:
     if assumed:
         equal = above
     reached = {float(value) for value in (below, equal, above) if value is not None}
-    if len(reached) == 3 and 0.0 in reached and below == -above and equal == 0:  # type: ignore[operator]
-        low, high = float(below), float(above)  # type: ignore[arg-type]
-        if high > 0 and not np.any(steps.threshold) and (not steps.padding or steps.padding.value == 0.0):
+    if len(reached) == 3:
+        low, high = min(reached), max(reached)
+        if not steps.is_sign_like or below == high:
+            return None
+        if not np.any(steps.threshold) and (not steps.padding or steps.padding.value == 0.0):
             return Binarizer(steps.base, steps.threshold, "ternary", low, high, "ternary", steps.moves, steps.padding)
         return None
     if len(reached) == 1 and 0.0 not in reached:

@@ -1,7 +1,8 @@
 """Every error a user can cause, under one root.
 
 The command line prints an error's text as one line and exits with its ``exit_status``: 1 when the model or the
-environment is refused, 2 when the call itself is wrong. A message names what was found, what was expected and the way out.
+environment is refused, 2 when the call itself is wrong. A message names what was found, what was expected and the way
+out.
 """
 
 from __future__ import annotations

@@ -66,6 +66,13 @@ class StepFunction:
         reached = {float(value) for value in self.regions[:3] if value is not None}
         return frozenset(reached | ({self.padding.value} if self.padding else set()))
 
+    @property
+    def is_sign_like(self) -> bool:
+        """Whether the value at the threshold is 0 and the values beside it are opposites."""
+        if self.below is None or self.equal is None or self.above is None:
+            return False
+        return bool(self.equal == 0) and bool(self.below == -self.above)
+
     def same_partition(self, other: StepFunction) -> bool:
         """Whether both cut the same tensor at the same threshold, so that they can be combined value by value."""
         return (

@@ -254,3 +254,15 @@ def _detect_host() -> tuple[str, str, dict[str, bool]]:
     corrections = dict.fromkeys((implied & checkable_features(architecture)) - available, False)
     corrections.update(dict.fromkeys(available - implied, True))
     return triple, cpu, corrections
+
+
+def target_in_scope(given: tvm.target.Target | None) -> tvm.target.Target:
+    """``given``, else the target of the enclosing ``with target:``.
+
+    Raises:
+        TargetError: there is neither.
+    """
+    target = given or tvm.target.Target.current(allow_none=True)
+    if target is None:
+        raise TargetError("no target: give the pass one, or apply it inside `with target:`")
+    return target

@@ -129,8 +129,9 @@ class ValueSetAnalysis:
         if any(static_shape(arg) != static_shape(call) for arg in arrays_of):
             return None  # the operator broadcasts the step function: no longer one element to one element
         result = combine(lambda arguments: _evaluate(call, name, arguments), operands)
+        # While the chain keeps 0 between two opposite values, that 0 still only means Sign(0).
         alone = sum(isinstance(operand, StepFunction) for operand in operands) == 1
-        soft = first.soft_zero and alone and name in _KEEPS_SOFT_ZERO and 0.0 in result.values
+        soft = first.soft_zero and alone and result.is_sign_like
         return replace(result, soft_zero=soft)
 
     def _new_partition(self, call: Call, name: str) -> StepFunction | None:

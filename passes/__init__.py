@@ -1,5 +1,9 @@
 """Relax passes, one per file; each can stand in a ``tvm.transform.Sequential`` of its own."""
 
+import tvm_ffi
+
+from bnn_compiler.errors import BnncError
+
 from .compile_binary_ops import CompileBinaryOps
 from .expose_activation_bits import ExposeActivationBits
 from .float_pipeline import float_pipeline
@@ -19,3 +23,7 @@ __all__ = [
     "ScheduleFloatKernels",
     "float_pipeline",
 ]
+
+# An exception crosses TVM's C++ pass infrastructure by name; without this it would come out as a RuntimeError.
+for _error in BnncError.__subclasses__():
+    tvm_ffi.register_error(_error.__name__, _error)

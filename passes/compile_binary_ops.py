@@ -12,6 +12,7 @@ from __future__ import annotations
 import tvm
 
 from bnn_compiler.options import Algorithm, SignZero
+from bnn_compiler.target import target_in_scope
 
 from .float_pipeline import float_pipeline
 from .fold_batch_norm import FoldBatchNorm
@@ -37,7 +38,7 @@ class CompileBinaryOps:
 
     def transform_module(self, module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Compile the binary layers of ``main``; the report is the module attribute ``bnnc.layers``."""
-        target = self._target or tvm.target.Target.current(allow_none=False)
+        target = target_in_scope(self._target)
         passes = [FoldBatchNorm(), self._partition, LowerBinaryOps(target)]
         if self._optimize_float:
             passes += float_pipeline(target)

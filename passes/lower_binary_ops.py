@@ -32,6 +32,7 @@ from bnn_compiler.layers import (
 )
 from bnn_compiler.passes.partition_binary_ops import LAYERS_ATTR
 from bnn_compiler.schedules.isa import detect_isa
+from bnn_compiler.target import target_in_scope
 
 
 class _Constants:
@@ -174,7 +175,7 @@ class LowerBinaryOps:
 
     def transform_module(self, module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Lower every composite of ``module``."""
-        lowered, layers = lower_module(module, self._target or tvm.target.Target.current(allow_none=False))
+        lowered, layers = lower_module(module, target_in_scope(self._target))
         if self._layers is not None:
             self._layers.extend(layers)
         return lowered

@@ -10,6 +10,7 @@ from bnn_compiler.frontend import import_onnx
 from bnn_compiler.layers import binary_composites, read_composite
 from bnn_compiler.passes import FoldBatchNorm, PartitionBinaryOps
 from tests.conftest import ModelFinder
+from tests.small_relax_modules import applied
 
 # graph: (binary, binary_weight, float) layers and the reasons of those that are not binary
 EXPECTED: dict[str, tuple[tuple[int, int, int], list[str]]] = {
@@ -79,8 +80,8 @@ EXPECTED: dict[str, tuple[tuple[int, int, int], list[str]]] = {
 @pytest.mark.parametrize("name", EXPECTED)
 def test_small_graph(name: str, small_model: ModelFinder) -> None:
     counts, reasons = EXPECTED[name]
-    module = FoldBatchNorm()(import_onnx(small_model(name)).module)
-    partitioned = PartitionBinaryOps()(module)
+    module = applied(import_onnx(small_model(name)).module, FoldBatchNorm())
+    partitioned = applied(module, PartitionBinaryOps())
     layers = json.loads(str(partitioned.attrs["bnnc.layers"]))
     found = tuple(sum(layer["status"] == status for layer in layers) for status in ("binary", "binary_weight", "float"))
     assert found == counts, layers
@@ -92,7 +93,7 @@ def test_small_graph(name: str, small_model: ModelFinder) -> None:
 
 
 def test_float_algorithm_only_reports(small_model: ModelFinder) -> None:
-    module = PartitionBinaryOps(algorithm="float")(import_onnx(small_model("base_sign_conv")).module)
+    module = applied(import_onnx(small_model("base_sign_conv")).module, PartitionBinaryOps(algorithm="float"))
     (layer,) = json.loads(str(module.attrs["bnnc.layers"]))
     assert (layer["status"], layer["algorithm"], layer["reason"]) == ("binary", "float", "algorithm_forced")
     assert not binary_composites(module)
@@ -100,7 +101,7 @@ def test_float_algorithm_only_reports(small_model: ModelFinder) -> None:
 
 @pytest.mark.parametrize("mode", ["plus", "exact"])
 def test_sign_of_zero_of_a_general_float(mode: str, small_model: ModelFinder) -> None:
-    module = PartitionBinaryOps(sign_zero=mode)(import_onnx(small_model("base_sign_conv")).module)  # type: ignore[arg-type]
+    module = applied(import_onnx(small_model("base_sign_conv")).module, PartitionBinaryOps(sign_zero=mode))  # type: ignore[arg-type]
     (layer,) = json.loads(str(module.attrs["bnnc.layers"]))
     (spec,) = (read_composite(function) for function in binary_composites(module).values())
     if mode == "plus":
@@ -111,6 +112,6 @@ def test_sign_of_zero_of_a_general_float(mode: str, small_model: ModelFinder) ->
 
 
 def test_partition_twice_changes_nothing(small_model: ModelFinder) -> None:
-    once = PartitionBinaryOps()(import_onnx(small_model("bn_sign_opset17")).module)
-    twice = PartitionBinaryOps()(once)
+    once = applied(import_onnx(small_model("bn_sign_opset17")).module, PartitionBinaryOps())
+    twice = applied(once, PartitionBinaryOps())
     assert {str(variable) for variable in once.functions} == {str(variable) for variable in twice.functions}

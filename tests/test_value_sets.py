@@ -1,0 +1,129 @@
+"""Binarisers are found by what they compute: step functions, evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from tvm import relax
+
+from bnn_compiler.binarizers import Binarizer, plan_binarizer
+from bnn_compiler.binary_weights import NotBinary
+from bnn_compiler.options import SignZero
+from bnn_compiler.value_sets import ValueSetAnalysis
+
+op = relax.op
+Emit = Callable[[relax.Expr], relax.Expr]
+Build = Callable[[relax.BlockBuilder, relax.Expr], relax.Expr]
+
+
+def const(value: float) -> relax.Expr:
+    return relax.const(np.float32(value))
+
+
+def plan(build: Callable[[Emit, relax.Expr], relax.Expr], sign_zero: SignZero = "plus") -> Binarizer | NotBinary:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((1, 4, 5, 6), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            result = builder.emit(build(builder.emit, x))
+            output = builder.emit_output(result)
+        builder.emit_func_output(output)
+    function = builder.get()["main"]
+    bindings = {b.var: b.value for block in function.body.blocks for b in block.bindings}
+    activation = function.body.blocks[0].bindings[-1].var
+    return plan_binarizer(activation, ValueSetAnalysis(bindings).of(activation), sign_zero)
+
+
+def summary(build: Callable[[Emit, relax.Expr], relax.Expr]) -> tuple[str, float, float, float]:
+    found = plan(build)
+    assert isinstance(found, Binarizer), found
+    return found.predicate, float(found.threshold), found.low, found.high
+
+
+SPELLINGS: dict[str, tuple[Callable[[Emit, relax.Expr], relax.Expr], tuple[str, float, float, float]]] = {
+    "sign": (lambda e, x: op.sign(x), ("ge", 0, -1, 1)),
+    "larq": (lambda e, x: op.sign(e(op.add(e(op.sign(x)), const(0.1)))), ("ge", 0, -1, 1)),
+    "where >=": (lambda e, x: op.where(e(op.greater_equal(x, const(0.5))), const(1), const(-1)), ("ge", 0.5, -1, 1)),
+    "where >": (lambda e, x: op.where(e(op.greater(x, const(0.5))), const(1), const(-1)), ("gt", 0.5, -1, 1)),
+    "where t <= x": (lambda e, x: op.where(e(op.less_equal(const(2), x)), const(1), const(-1)), ("ge", 2, -1, 1)),
+    "flipped: x < 0 is +1": (lambda e, x: op.where(e(op.less(x, const(0))), const(1), const(-1)), ("lt", 0, -1, 1)),
+    "not less, so NaN is +1": (lambda e, x: op.where(e(op.less(x, const(0))), const(-1), const(1)), ("nlt", 0, -1, 1)),
+    "cast * 2 - 1": (
+        lambda e, x: op.subtract(
+            e(op.multiply(e(op.astype(e(op.greater(x, const(1))), "float32")), const(2))), const(1)
+        ),
+        ("gt", 1, -1, 1),
+    ),
+    "scaled": (lambda e, x: op.multiply(e(op.sign(x)), const(0.25)), ("ge", 0, -0.25, 0.25)),
+    "zero or one": (lambda e, x: op.astype(e(op.greater(x, const(0))), "float32"), ("gt", 0, 0, 1)),
+    "sign of relu": (lambda e, x: op.sign(e(op.nn.relu(x))), ("gt", 0, 0, 1)),
+    "clip of a large multiple of sign": (
+        lambda e, x: op.clip(e(op.multiply(e(op.sign(x)), const(9))), -1, 1),
+        ("ge", 0, -1, 1),
+    ),
+    "negated": (
+        lambda e, x: op.negative(e(op.where(e(op.greater(x, const(0))), const(1), const(-1)))),
+        ("ngt", 0, -1, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_spelling(name: str) -> None:
+    build, expected = SPELLINGS[name]
+    assert summary(build) == expected
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda e, x: op.nn.relu(x), "activations_float"),
+        (lambda e, x: op.add(e(op.sign(x)), x), "activations_float"),
+        (lambda e, x: op.add(e(op.sign(x)), const(0.1)), "activations_not_two_valued"),
+        (lambda e, x: op.add(e(op.sign(x)), e(op.sign(e(op.negative(x))))), "activations_not_two_valued"),
+    ],
+)
+def test_near_misses(build: Callable[[Emit, relax.Expr], relax.Expr], reason: str) -> None:
+    found = plan(build)
+    assert isinstance(found, NotBinary), found
+    assert found.reason == reason
+
+
+def test_exact_zero_keeps_three_values() -> None:
+    found = plan(lambda e, x: op.sign(x), "exact")
+    assert isinstance(found, Binarizer)
+    assert (found.predicate, found.alphabet) == ("ternary", "ternary")
+
+
+def test_plus_is_said() -> None:
+    found = plan(lambda e, x: op.sign(x))
+    assert isinstance(found, Binarizer)
+    assert found.zero_taken_as_plus
+    found = plan(lambda e, x: op.sign(e(op.add(e(op.sign(x)), const(0.1)))))
+    assert isinstance(found, Binarizer)
+    assert not found.zero_taken_as_plus, "larq's sign says itself what becomes of 0"
+
+
+def test_pad_before_a_sign_is_a_pad_after_it() -> None:
+    for value, expected in ((0.0, 0.0), (-3.0, -1.0), (0.5, 1.0)):
+        found = plan(lambda e, x, value=value: op.sign(e(op.nn.pad(x, [0, 0, 0, 0, 1, 2, 3, 4], "constant", value))))  # type: ignore[misc]
+        assert isinstance(found, Binarizer)
+        assert found.base.name == "x"
+        assert found.padding is not None
+        assert (found.padding.widths, found.padding.value) == ((1, 3, 2, 4), expected)
+
+
+def test_thresholds_per_channel() -> None:
+    limits = np.arange(4, dtype=np.float32).reshape(4, 1, 1)
+    found = plan(lambda e, x: op.where(e(op.greater(x, relax.const(limits))), const(1), const(-1)))
+    assert isinstance(found, Binarizer)
+    np.testing.assert_array_equal(found.threshold, limits)
+
+
+def test_max_pool_of_signs_is_packed_as_it_is() -> None:
+    found = plan(lambda e, x: op.nn.max_pool2d(e(op.sign(x)), (2, 2)))
+    assert isinstance(found, Binarizer)
+    assert found.base.name != "x"
+    assert (found.predicate, found.low, found.high) == ("ge", -1, 1)
