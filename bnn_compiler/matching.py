@@ -8,7 +8,7 @@ Conditions for y = product(a, w), checked in this order; the first that fails is
 4. Padding stays in the alphabet (``padding_not_in_alphabet``): zeros are exact for bipolar, {0, a} and ternary
    activations.
 
-A match is the layer in the canonical form of ``layers``, starting at the tensor that is compared.
+A match is the layer in the canonical form of ``composites``, starting at the tensor that is compared.
 """
 
 from __future__ import annotations

@@ -19,17 +19,10 @@ import tvm
 from tvm import relax
 from tvm.ir import Call, GlobalVar
 
+from bnn_compiler.composites import apply_moves, binary_composites, composite_names, read_composite
 from bnn_compiler.constants import Array
 from bnn_compiler.layer_kernels import Kernel, LayerKernels, plan_kernels
-from bnn_compiler.layers import (
-    BinaryLayer,
-    BinarySpec,
-    LayerNames,
-    apply_moves,
-    binary_composites,
-    composite_names,
-    read_composite,
-)
+from bnn_compiler.layers import BinaryLayer, BinarySpec, LayerNames
 from bnn_compiler.passes.partition_binary_ops import LAYERS_ATTR
 from bnn_compiler.schedules.isa import detect_isa
 from bnn_compiler.target import target_in_scope

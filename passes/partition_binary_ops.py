@@ -20,9 +20,10 @@ from tvm import relax
 from tvm.ir import Call, Var
 
 from bnn_compiler.binary_weights import NotBinary
+from bnn_compiler.composites import build_composite
 from bnn_compiler.constants import op_name, static_shape
 from bnn_compiler.epilogue_folding import fold_affine_epilogue
-from bnn_compiler.layers import BinarySpec, build_composite
+from bnn_compiler.layers import BinarySpec
 from bnn_compiler.matching import LayerMatcher, Match
 from bnn_compiler.options import Algorithm, SignZero
 from bnn_compiler.threshold_folding import fold_affine_chain

@@ -10,9 +10,10 @@ import tvm
 from onnx import TensorProto, helper, numpy_helper
 from tvm import relax
 
+from bnn_compiler.composites import binary_composites
 from bnn_compiler.errors import TargetError
 from bnn_compiler.frontend import import_onnx
-from bnn_compiler.layers import BinaryLayer, binary_composites
+from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.passes import CompileBinaryOps, FoldBatchNorm, LowerBinaryOps, PartitionBinaryOps
 from bnn_compiler.target import parse_target
 from tests.conftest import ModelFinder

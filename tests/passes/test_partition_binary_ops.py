@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from bnn_compiler.composites import binary_composites, read_composite
 from bnn_compiler.frontend import import_onnx
-from bnn_compiler.layers import binary_composites, read_composite
 from bnn_compiler.passes import FoldBatchNorm, PartitionBinaryOps
 from tests.conftest import ModelFinder
 from tests.small_relax_modules import applied
