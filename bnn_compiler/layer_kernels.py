@@ -44,18 +44,25 @@ class Kernel:
 
 @dataclass(frozen=True, eq=False)
 class LayerKernels:
-    """The kernels of one layer; y = scale·z + bias holds for its integer result z."""
+    """The kernels of one layer, each taking the previous one's output; y = scale·z + bias for the integer result z.
 
-    pack: Kernel
-    product: Kernel
+    All but the last depend on the activation alone: layers that read the same tensor share them.
+    """
+
+    stages: tuple[Kernel, ...]
     scale: Array
     bias: Array | None
     exact: bool
 
     @property
+    def product(self) -> Kernel:
+        """The kernel that holds the weights."""
+        return self.stages[-1]
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of all constants that the layer carries."""
-        return sum(array.nbytes for kernel in (self.pack, self.product) for array in kernel.constants)
+        return sum(array.nbytes for kernel in self.stages for array in kernel.constants)
 
 
 def plan_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
@@ -100,7 +107,7 @@ def plan_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
     product = Kernel(function, (*constants, *epilogue), shape, "float32")
     # Every partial sum of the float convolution is then an integer times a power of two: no rounding anywhere.
     exact = binary.exact and bias is None and bool(np.all(np.abs(np.frexp(scale)[0]) == 0.5))
-    return LayerKernels(pack, product, scale, bias, exact)
+    return LayerKernels((pack, product), scale, bias, exact)
 
 
 def _alphabet(spec: BinarySpec) -> Alphabet:

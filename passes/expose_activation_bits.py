@@ -10,8 +10,8 @@ For a module whose layers are lowered (``LowerBinaryOps``) this adds
 Conditions, checked in this order; where one fails nothing is added:
 
 1. ``main`` is one dataflow block, there are layer functions, and the pass has not run before;
-2. each layer function calls two finished kernels (PrimFuncs with attribute ``bnnc.kernel``): a pack, then a product
-   that takes its result;
+2. each layer function calls finished kernels (PrimFuncs with attribute ``bnnc.kernel``), the last of which, the
+   product, takes the result of the one before;
 3. the calls in ``main`` to these products, in order, are those of the layers, in order: same kernel, same constants.
 
 No kernel is added: the cost is some hundred bytes of code for TVM's virtual machine.
@@ -23,6 +23,7 @@ import re
 from collections.abc import Sequence
 
 import tvm
+import tvm_ffi
 from tvm import relax
 from tvm.ir import Call, GlobalVar, Var
 
@@ -58,7 +59,7 @@ class ExposeActivationBits:
             function = module[name]
             bindings = _dataflow_bindings(function)
             assert bindings is not None, "rule 2 read these bindings"
-            _add_copy(builder, name + SUFFIX, function, [_kernel_bindings(module, bindings)[0].var])
+            _add_copy(builder, name + SUFFIX, function, [_kernel_bindings(module, bindings)[-2].var])
         result = builder.get()
         return result.with_attrs(module.attrs) if module.attrs else result
 
@@ -94,16 +95,16 @@ def _kernel_bindings(module: tvm.IRModule, bindings: Bindings) -> list[relax.Var
 def _pack_and_product(module: tvm.IRModule, name: str) -> tuple[Call, Call] | None:
     bindings = _dataflow_bindings(module[name])
     kernels = [] if bindings is None else _kernel_bindings(module, bindings)
-    if len(kernels) != 2 or not kernels[1].value.args[1][0].same_as(kernels[0].var):  # 2
+    if len(kernels) < 2 or not kernels[-1].value.args[1][0].same_as(kernels[-2].var):  # 2
         return None
-    return kernels[0].value, kernels[1].value
+    return kernels[-2].value, kernels[-1].value
 
 
 def _same_kernel_and_constants(left: Call, right: Call) -> bool:
     if _callee(left) != _callee(right) or len(left.args[1]) != len(right.args[1]):
         return False
     pairs = zip(left.args[1].fields[1:], right.args[1].fields[1:], strict=True)
-    return all(a.same_as(b) or tvm.ir.structural_equal(a, b) for a, b in pairs)
+    return all(a.same_as(b) or tvm_ffi.structural_equal(a, b) for a, b in pairs)
 
 
 @relax.expr_functor.mutator

@@ -12,6 +12,7 @@ The kernels are chosen by the target in scope (``with target:``) or the one give
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from tvm.ir import Call, GlobalVar
 from bnn_compiler.composites import apply_moves, binary_composites, composite_names, read_composite
 from bnn_compiler.constants import Array
 from bnn_compiler.layer_kernels import Kernel, LayerKernels, plan_kernels
-from bnn_compiler.layers import BinaryLayer, BinarySpec, LayerNames
+from bnn_compiler.layers import BinaryLayer, BinarySpec, LayerNames, Move
 from bnn_compiler.passes.partition_binary_ops import LAYERS_ATTR
 from bnn_compiler.schedules.isa import detect_isa
 from bnn_compiler.target import target_in_scope
@@ -47,7 +48,7 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         super().__init__(module)
         self._specs = specs
         self._constants = _Constants()
-        self._packed: dict[tuple[Any, ...], relax.Expr] = {}
+        self._shared: dict[tuple[Any, ...], relax.Expr] = {}
 
     def visit_call_(self, call: Call) -> relax.Expr:
         """Rule 1."""
@@ -69,28 +70,30 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
     def _emit_layer(
         self, builder: relax.BlockBuilder, x: relax.Expr, spec: BinarySpec, kernels: LayerKernels, *, share: bool
     ) -> relax.Expr:
-        key: tuple[Any, ...] = (
-            x,
-            spec.prefix,
-            kernels.pack.name,
-            kernels.pack.shape,
-            spec.ring,
-            spec.predicate,
-            spec.threshold.tobytes(),
-            None if spec.direction is None else spec.direction.tobytes(),
-        )
-        bits = self._packed.get(key) if share else None
-        if bits is None:
-            bits = self._call(builder, kernels.pack, apply_moves(builder, x, spec.prefix))
-            if share:
-                self._packed[key] = bits
-        return apply_moves(builder, self._call(builder, kernels.product, bits), spec.suffix)
+        value = self._moved(builder, x, spec.prefix) if share else apply_moves(builder, x, spec.prefix)
+        for kernel in kernels.stages[:-1]:
+            value = self._call(builder, kernel, value, share=share)
+        return apply_moves(builder, self._call(builder, kernels.product, value, share=False), spec.suffix)
 
-    def _call(self, builder: relax.BlockBuilder, kernel: Kernel, data: relax.Expr) -> relax.Expr:
-        function = builder.add_func(kernel.function, kernel.name)
-        arguments = [data, *(self._constants.of(array) for array in kernel.constants)]
-        call = relax.call_tir(function, arguments, relax.TensorType(kernel.shape, kernel.dtype))
-        return builder.emit(call)
+    def _moved(self, builder: relax.BlockBuilder, x: relax.Expr, moves: Sequence[Move]) -> relax.Expr:
+        """``apply_moves``, once for each tensor and sequence of moves."""
+        key = (x, *moves)
+        if key not in self._shared:
+            self._shared[key] = apply_moves(builder, x, moves)
+        return self._shared[key]
+
+    def _call(self, builder: relax.BlockBuilder, kernel: Kernel, data: relax.Expr, *, share: bool) -> relax.Expr:
+        """Call ``kernel``; with ``share`` the same kernel is called once on the same data and constants."""
+        function = builder.add_func(kernel.function, kernel.name)  # the same variable for a function that is there
+        constants = [self._constants.of(array) for array in kernel.constants]
+        key = (data, function, *constants)
+        if share and key in self._shared:
+            return self._shared[key]
+        call = relax.call_tir(function, [data, *constants], relax.TensorType(kernel.shape, kernel.dtype))
+        result = builder.emit(call)
+        if share:
+            self._shared[key] = result
+        return result
 
 
 def lower_module(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.IRModule, list[BinaryLayer]]:

@@ -26,7 +26,7 @@ def flip_one_weight_bit(spec: BinarySpec, isa: Isa) -> LayerKernels:
     weights, *others = kernels.product.constants
     wrong = weights.copy()
     wrong.reshape(-1)[0] ^= np.uint64(1)
-    return replace(kernels, product=replace(kernels.product, constants=(wrong, *others)))
+    return replace(kernels, stages=(*kernels.stages[:-1], replace(kernels.product, constants=(wrong, *others))))
 
 
 def move_one_threshold(spec: BinarySpec, isa: Isa) -> LayerKernels:
