@@ -13,7 +13,7 @@ bias:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tvm import tirx
@@ -49,10 +49,9 @@ class LayerKernels:
     All but the last depend on the activation alone: layers that read the same tensor share them.
     """
 
+    algorithm: Literal["popcount", "bitsliced"]
     stages: tuple[Kernel, ...]
-    scale: Array
-    bias: Array | None
-    exact: bool
+    output: OutputMap
 
     @property
     def product(self) -> Kernel:
@@ -65,70 +64,72 @@ class LayerKernels:
         return sum(array.nbytes for kernel in self.stages for array in kernel.constants)
 
 
-def plan_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
-    """Choose and build the kernels of a layer for one instruction set."""
-    binary = spec.binary_weights
-    alphabet = _alphabet(spec)
-    scale, bias = _output_map(spec, binary.alpha, binary.signs)
-    unscaled = bool(np.all(scale == 1))
-    epilogue = [] if unscaled else [scale]
-    if bias is not None:
-        epilogue.append(bias)
-    pack = _pack_kernel(spec, alphabet, isa)
+@dataclass(frozen=True, eq=False)
+class OutputMap:
+    """y = scale·z + bias, float32[O]; ``bias`` is None where it is 0 everywhere. ``exact``: see ``output_map``."""
+
+    scale: Array
+    bias: Array | None
+    exact: bool
+
+    @property
+    def scaled(self) -> Array | None:
+        """The scale as a kernel's argument: None where it is 1 everywhere."""
+        return None if np.all(self.scale == 1) else self.scale
+
+    @property
+    def arguments(self) -> tuple[Array, ...]:
+        """The constants that a kernel takes for it."""
+        return tuple(array for array in (self.scaled, self.bias) if array is not None)
+
+
+def popcount_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
+    """Build the popcount kernels of a layer for one instruction set."""
+    signs = spec.binary_weights.signs
+    alphabet = alphabet_of(spec)
+    mapped = output_map(spec)
+    epilogue = {"has_scale": mapped.scaled is not None, "has_bias": mapped.bias is not None}
     if spec.geometry is not None:
         zero_padded = spec.ring is None and any(spec.geometry.pads)
-        function = popcount_conv2d(
-            spec.geometry,
-            alphabet=alphabet,
-            zero_padded=zero_padded,
-            has_scale=not unscaled,
-            has_bias=bias is not None,
-            isa=isa,
-        )
-        constants = popcount_conv2d_constants(spec.geometry, binary.signs, alphabet=alphabet, zero_padded=zero_padded)
-        shape: tuple[int, ...] = (
-            spec.geometry.batch,
-            spec.out_channels,
-            spec.geometry.out_height,
-            spec.geometry.out_width,
-        )
+        function = popcount_conv2d(spec.geometry, alphabet=alphabet, zero_padded=zero_padded, isa=isa, **epilogue)
+        constants = popcount_conv2d_constants(spec.geometry, signs, alphabet=alphabet, zero_padded=zero_padded)
     else:
-        function = popcount_dense(
-            spec.rows,
-            spec.fan_in,
-            spec.out_channels,
-            alphabet=alphabet,
-            has_scale=not unscaled,
-            has_bias=bias is not None,
-            isa=isa,
-        )
-        constants = popcount_dense_constants(binary.signs, alphabet=alphabet)
-        shape = (spec.rows, spec.out_channels)
-    product = Kernel(function, (*constants, *epilogue), shape, "float32")
-    # Every partial sum of the float convolution is then an integer times a power of two: no rounding anywhere.
-    exact = binary.exact and bias is None and bool(np.all(np.abs(np.frexp(scale)[0]) == 0.5))
-    return LayerKernels((pack, product), scale, bias, exact)
+        function = popcount_dense(spec.rows, spec.fan_in, spec.out_channels, alphabet=alphabet, isa=isa, **epilogue)
+        constants = popcount_dense_constants(signs, alphabet=alphabet)
+    product = Kernel(function, (*constants, *mapped.arguments), spec.output_shape, "float32")
+    return LayerKernels("popcount", (pack_kernel(spec, isa), product), mapped)
 
 
-def _alphabet(spec: BinarySpec) -> Alphabet:
+def alphabet_of(spec: BinarySpec) -> Alphabet:
+    """The alphabet that kernels see; any two values that are not opposites are {0, 1} behind an affine map."""
     if spec.predicate == "ternary":
         return "ternary"
     return "bipolar" if spec.low == -spec.high else "unsigned"
 
 
-def _output_map(spec: BinarySpec, alpha: Array, signs: Array) -> tuple[Array, Array | None]:
+def output_map(spec: BinarySpec) -> OutputMap:
+    """Scale and bias of the module's docstring.
+
+    ``exact``: every partial sum of the float layer is an integer times a power of two, so nothing is rounded anywhere
+    and results are equal bit for bit.
+    """
+    binary = spec.binary_weights
     post = np.ones(spec.out_channels) if spec.scale is None else spec.scale.astype(np.float64)
     bias = np.zeros(spec.out_channels) if spec.bias is None else spec.bias.astype(np.float64)
     affine = spec.low not in (0.0, -spec.high)
     step = (spec.high - spec.low) if affine else spec.high
     if affine:
-        kappa = 2.0 * signs.reshape(len(signs), -1).sum(axis=1) - spec.fan_in
-        bias = bias + spec.low * alpha * kappa * post
-    scale = (step * alpha * post).astype(np.float32)
-    return scale, bias.astype(np.float32) if np.any(bias) else None
+        kappa = 2.0 * binary.signs.reshape(spec.out_channels, -1).sum(axis=1) - spec.fan_in
+        bias = bias + spec.low * binary.alpha * kappa * post
+    scale = (step * binary.alpha * post).astype(np.float32)
+    unbiased = not np.any(bias)
+    exact = binary.exact and unbiased and bool(np.all(np.abs(np.frexp(scale)[0]) == 0.5))
+    return OutputMap(scale, None if unbiased else bias.astype(np.float32), exact)
 
 
-def _pack_kernel(spec: BinarySpec, alphabet: Alphabet, isa: Isa) -> Kernel:
+def pack_kernel(spec: BinarySpec, isa: Isa) -> Kernel:
+    """The kernel from the float activation to channel-packed bits."""
+    alphabet = alphabet_of(spec)
     per_channel = spec.threshold.size > 1
     ternary = alphabet == "ternary"
     options: dict[str, Any] = {

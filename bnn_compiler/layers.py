@@ -72,6 +72,13 @@ class BinarySpec:
         return int(self.weights.shape[0] if self.geometry else self.weights.shape[1])
 
     @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the product, before the moves behind it."""
+        if self.geometry is None:
+            return (self.rows, self.out_channels)
+        return (self.geometry.batch, self.out_channels, self.geometry.out_height, self.geometry.out_width)
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates of the full layer."""
         return self.geometry.macs if self.geometry else self.rows * self.weights.size

@@ -22,7 +22,7 @@ from tvm.ir import Call, GlobalVar
 
 from bnn_compiler.composites import apply_moves, binary_composites, composite_names, read_composite
 from bnn_compiler.constants import Array
-from bnn_compiler.layer_kernels import Kernel, LayerKernels, plan_kernels
+from bnn_compiler.layer_kernels import Kernel, LayerKernels, popcount_kernels
 from bnn_compiler.layers import BinaryLayer, BinarySpec, LayerNames, Move
 from bnn_compiler.passes.partition_binary_ops import LAYERS_ATTR
 from bnn_compiler.schedules.isa import detect_isa
@@ -103,7 +103,7 @@ def lower_module(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.I
     specs: dict[str, tuple[BinarySpec, LayerKernels]] = {}
     for variable, function in binary_composites(module).items():
         spec = read_composite(function)
-        specs[variable.name_hint] = (spec, plan_kernels(spec, isa))
+        specs[variable.name_hint] = (spec, popcount_kernels(spec, isa))
         names.append((variable.name_hint, composite_names(function)))
     attributes = dict(module.attrs.items()) if module.attrs else {}
     entries = json.loads(str(attributes.get(LAYERS_ATTR, "[]")))
@@ -140,13 +140,13 @@ def _binary_layer(function: str, names: LayerNames, spec: BinarySpec, kernels: L
         function=function,
         input_tensor=names.input_tensor,
         output_tensor=names.output_tensor,
-        scale=kernels.scale,
-        bias=kernels.bias,
+        scale=kernels.output.scale,
+        bias=kernels.output.bias,
         macs=spec.macs,
         fan_in=spec.fan_in,
         input_shape=spec.input_shape,
         channel_axis=_channel_axis(spec),
-        exact=kernels.exact,
+        exact=kernels.output.exact,
         kernel=kernels.product.name,
         weight_bytes=kernels.weight_bytes,
         zero_tensor=names.zero_tensor,

@@ -12,7 +12,7 @@ import pytest
 import bnn_compiler
 from bnn_compiler.cli.main import run
 from bnn_compiler.errors import VerificationError
-from bnn_compiler.layer_kernels import LayerKernels, plan_kernels
+from bnn_compiler.layer_kernels import LayerKernels, popcount_kernels
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.passes import lower_binary_ops
 from bnn_compiler.schedules.isa import Isa
@@ -22,7 +22,7 @@ Plan = Callable[[BinarySpec, Isa], LayerKernels]
 
 
 def flip_one_weight_bit(spec: BinarySpec, isa: Isa) -> LayerKernels:
-    kernels = plan_kernels(spec, isa)
+    kernels = popcount_kernels(spec, isa)
     weights, *others = kernels.product.constants
     wrong = weights.copy()
     wrong.reshape(-1)[0] ^= np.uint64(1)
@@ -31,19 +31,19 @@ def flip_one_weight_bit(spec: BinarySpec, isa: Isa) -> LayerKernels:
 
 def move_one_threshold(spec: BinarySpec, isa: Isa) -> LayerKernels:
     if spec.threshold.size == 1:
-        return plan_kernels(spec, isa)
+        return popcount_kernels(spec, isa)
     wrong = spec.threshold.copy()
     wrong.reshape(-1)[0] += 4
-    return plan_kernels(replace(spec, threshold=wrong), isa)
+    return popcount_kernels(replace(spec, threshold=wrong), isa)
 
 
 def pad_with_the_other_value(spec: BinarySpec, isa: Isa) -> LayerKernels:
     assert spec.ring is not None
-    return plan_kernels(replace(spec, ring=-spec.ring), isa)
+    return popcount_kernels(replace(spec, ring=-spec.ring), isa)
 
 
 def pad_with_minus_one_for_zero(spec: BinarySpec, isa: Isa) -> LayerKernels:
-    return plan_kernels(replace(spec, ring=spec.low), isa)
+    return popcount_kernels(replace(spec, ring=spec.low), isa)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_wrong_kernel(
 ) -> None:
     path = small_model(graph)
     layers = [layer["name"] for layer in bnn_compiler.inspect_model(path)["layers"]]
-    monkeypatch.setattr(lower_binary_ops, "plan_kernels", wrong)
+    monkeypatch.setattr(lower_binary_ops, "popcount_kernels", wrong)
     with pytest.raises(VerificationError) as caught:
         bnn_compiler.compile_model(path)
     named = [layer for layer in layers if repr(layer) in str(caught.value)]
