@@ -19,8 +19,17 @@ if TYPE_CHECKING:
     from bnn_compiler.driver import compile_model, inspect_model
     from bnn_compiler.errors import BnncError
     from bnn_compiler.runtime import CompiledModel, load
+    from bnn_compiler.trees.solve import solve_channel_tree
 
-__all__ = ["BnncError", "CompiledModel", "CompiledNetwork", "compile_model", "inspect_model", "load"]
+__all__ = [
+    "BnncError",
+    "CompiledModel",
+    "CompiledNetwork",
+    "compile_model",
+    "inspect_model",
+    "load",
+    "solve_channel_tree",
+]
 
 _HOMES = {
     "BnncError": "errors",
@@ -29,6 +38,7 @@ _HOMES = {
     "compile_model": "driver",
     "inspect_model": "driver",
     "load": "runtime",
+    "solve_channel_tree": "trees.solve",
 }
 
 
