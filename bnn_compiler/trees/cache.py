@@ -53,7 +53,8 @@ def cached(
 
 def _load(path: Path, matrix: SignMatrix) -> ChannelTree | None:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # NumPy leaves a file open that it was given by name and cannot read.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             header = json.loads(bytes(stored["header"]).decode())
             vectors = np.unpackbits(stored["vectors"], axis=1, count=matrix.weights)
             tree = ChannelTree(

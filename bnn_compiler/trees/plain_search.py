@@ -16,7 +16,7 @@ from .step_budgets import plain_budget
 Ints = npt.NDArray[np.int64]
 
 # In mismatches, times the square root of N; measured on trained layers between 64 and 1024 channels.
-_HEAT_PER_SQRT_N = 0.2
+_HEAT_PER_SQRT_N = 0.8
 
 
 def spanning_tree(distances: Distances, to_root: Ints) -> tuple[Ints, int]:
@@ -50,15 +50,17 @@ def search_plain(
     hot = heat(_HEAT_PER_SQRT_N * math.sqrt(weights))
     start = prim(distances, to_root, max_depth)
     best, best_cost, interrupted = np.full(to_root.size, -1), int(to_root.sum()), False
-    table = find_all_parents(distances, to_root, start)
+    best_levels = start
     try:
         for restart in range(budget.restarts):
-            # Each run after the first starts from the best levels, at half the heat of the one before.
-            anneal_levels(table, distances, to_root, budget.sweeps, hot >> restart, max_depth, noise, random)
+            # By turns from Prim's levels with all the heat, and from the best so far with less.
+            again = restart % 2 == 1
+            table = find_all_parents(distances, to_root, best_levels if again else start)
+            from_heat = hot >> 2 if again else hot
+            anneal_levels(table, distances, to_root, budget.sweeps, from_heat, max_depth, noise, random)
             cost = int(table[BEST_COST].sum())
             if cost < best_cost:
-                best, best_cost, start = table[BEST].copy(), cost, table[LEVEL].copy()
-            table = find_all_parents(distances, to_root, start)
+                best, best_cost, best_levels = table[BEST].copy(), cost, table[LEVEL].copy()
             progress((restart + 1) / budget.restarts)
     except KeyboardInterrupt:
         interrupted = True

@@ -37,6 +37,6 @@ def synthetic_budget(effort: Effort, channels: int, words: int) -> SyntheticBudg
 
 
 def plain_budget(effort: Effort, channels: int) -> PlainBudget:
-    """A relabeling reads one row of distances."""
-    restarts, sweeps = {"fast": (1, 30), "default": (3, 400), "thorough": (6, 3000)}[effort]
-    return PlainBudget(restarts, max(2, min(sweeps, int(sweeps * 1024 / channels))))
+    """A relabeling reads one row of distances: about 0.1 s, 1 s, 10 s at 512 channels."""
+    restarts, sweeps = {"fast": (1, 200), "default": (6, 1500), "thorough": (16, 6000)}[effort]
+    return PlainBudget(restarts, max(2, min(sweeps, int(sweeps * 512**2 / channels**2))))

@@ -139,13 +139,14 @@ def relabel(  # noqa: PLR0917 - no keywords in machine code
 def anneal_levels(
     table: Ints, distances: Distances, to_root: Ints, sweeps: int, hot: int, max_depth: int, noise: Ints, random: Words
 ) -> int:
-    """Relabel M random channels per sweep while the heat falls from ``hot`` to 0, then descend; return the change."""
+    """Relabel M random channels per sweep while the heat falls from ``hot`` to 0 as a square, then descend; return the change."""
     channels = distances.shape[0]
     own, saved = np.zeros(max_depth + 1, np.int64), np.zeros(max_depth + 1, np.int64)
     change = 0
     steps = sweeps * channels
     for step in range(steps):
-        heat = hot * (steps - step) // steps
+        left = steps - step
+        heat = hot * left // steps * left // steps
         node = random_below(random, channels)
         change += relabel(table, distances, to_root, node, max_depth, heat, noise, random, own, saved)
     while True:
