@@ -1,7 +1,7 @@
 """A bit-sliced counter: B bit planes c_0 … c_{B-1} that hold one B-bit number per bit position, in registers.
 
-Adding 2^m planes takes 2^m − 1 full adders arranged as a carry-save tree, and one ripple of half adders through the upper
-planes: long blocks amortise the ripple. Two thirds of the adders take no plane of the counter, so that the latency of
+Adding 2^m planes takes 2^m − 1 full adders arranged as a carry-save tree, and one ripple of half adders through the
+upper planes: long blocks amortise the ripple. Two thirds of the adders take no plane of the counter, so that the latency of
 the counter's own chain (one adder per four planes at level 0) stays below the throughput of the adders.
 
 Subtraction needs no inversion of the counter: c − a − b has the difference bit c ^ a ^ b, as the sum, and the borrow

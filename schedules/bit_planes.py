@@ -4,13 +4,21 @@ A *tap* is one weight position (word of 64 channels, ky, kx, channel in the word
 blocks of output pixels, of the activation that the tap reads. A block is 64·L pixels, L = 64-bit lanes of a vector. The
 columns of 64-channel words (a bit-level im2col, any stride, dilation and padding) are transposed 64 x 64 in every lane.
 
-Within a block the pixels are permuted so that un-slicing needs no gathers: bit k = 16·a + i of lane l is pixel
-4·L·i + L·a + l. The pixels of a batch are numbered through; past the last one come zeros.
+The pixels of a batch are numbered through; past the last one come zeros. Whole blocks have the layout's ``lanes``; what
+is left over may take a block of fewer lanes. Within a block the pixels are permuted so that un-slicing (see
+``bit_unslice``) needs no gathers:
+
+    order "fields"   bit k = 16·a + i of lane l is pixel 4·L·i + L·a + l
+    order "bytes"    bit k of lane l is pixel L·k + l
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bnn_compiler.schedules.bit_matrix import butterflies
 from bnn_compiler.schedules.geometry import ConvGeometry
@@ -30,24 +38,47 @@ from bnn_compiler.schedules.kernel_builder import (
     tile_starts,
     workspace,
 )
-from bnn_compiler.schedules.popcount import Alphabet, planes, words_per
+from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, planes, words_per
 from bnn_compiler.schedules.popcount_conv import conv_bits_shape
 
-WORD_BITS = 64
+PixelOrder = Literal["fields", "bytes"]
+
+#: Lanes of a left-over block, at least.
+_FEWEST_LANES = 2
+
+
+@dataclass(frozen=True)
+class BlockRun:
+    """Consecutive blocks of ``lanes``, of which the first is at pixel ``first_pixel`` and word ``first_word`` of a group.
+
+    ``pixels`` of their pixels are real: the last block may be partly real.
+    """
+
+    lanes: int
+    blocks: int
+    first_pixel: int
+    first_word: int
+    pixels: int
 
 
 @dataclass(frozen=True)
 class PlaneLayout:
-    """Sizes of the planes of one convolution; ``lanes`` 64-bit lanes to a vector."""
+    """Sizes of the planes of one convolution; ``lanes`` 64-bit lanes to a vector, a power of two of at least 2."""
 
     geometry: ConvGeometry
     alphabet: Alphabet
     lanes: int
+    order: PixelOrder = "fields"
 
     @property
     def words(self) -> int:
         """64-channel words per pixel and group, all bit planes of the alphabet counted."""
         return planes(self.alphabet) * words_per(self.geometry.group_in_channels)
+
+    @property
+    def weights(self) -> int:
+        """Weights of an output channel."""
+        return self.geometry.group_in_channels * self.geometry.kernel[0] * self.geometry.kernel[1]
 
     @property
     def taps(self) -> int:
@@ -60,24 +91,39 @@ class PlaneLayout:
         return self.taps
 
     @property
-    def block_pixels(self) -> int:
-        """Output pixels per vector."""
-        return WORD_BITS * self.lanes
-
-    @property
     def image_pixels(self) -> int:
         """Output pixels of one image."""
         return self.geometry.out_height * self.geometry.out_width
 
     @property
-    def blocks(self) -> int:
-        """Vectors that hold all output pixels of the batch."""
-        return -(-self.geometry.batch * self.image_pixels // self.block_pixels)
+    def pixels(self) -> int:
+        """Output pixels of the batch."""
+        return self.geometry.batch * self.image_pixels
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the planes, uint64."""
-        return (self.geometry.groups, self.blocks, self.taps + 1, self.lanes)
+    def runs(self) -> tuple[BlockRun, ...]:
+        """The whole blocks, then the pixels left over in a block of the fewest lanes that hold them."""
+        block = WORD_BITS * self.lanes
+        whole, rest = divmod(self.pixels, block)
+        lanes = self.lanes
+        while lanes > _FEWEST_LANES and rest <= WORD_BITS * lanes // 2:
+            lanes //= 2
+        if rest and lanes == self.lanes:
+            return (BlockRun(lanes, whole + 1, 0, 0, self.pixels),)
+        runs = [BlockRun(self.lanes, whole, 0, 0, whole * block)] if whole else []
+        if rest:
+            runs.append(BlockRun(lanes, 1, whole * block, whole * (self.taps + 1) * self.lanes, rest))
+        return tuple(runs)
+
+    @property
+    def padded_pixels(self) -> int:
+        """Pixels of all blocks, real or not."""
+        return sum(run.blocks * run.lanes for run in self.runs) * WORD_BITS
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the planes, uint64: per group the blocks, per block taps + 1 vectors."""
+        return (self.geometry.groups, self.padded_pixels // WORD_BITS * (self.taps + 1))
 
     def tap(self, channel: int, tap_y: int, tap_x: int, plane: int = 0) -> int:
         """Index of the tap of one channel of the group (and bit plane of the alphabet)."""
@@ -85,9 +131,29 @@ class PlaneLayout:
         word = plane * words_per(self.geometry.group_in_channels) + channel // WORD_BITS
         return ((word * height + tap_y) * width + tap_x) * WORD_BITS + channel % WORD_BITS
 
+    def weight_taps(self) -> NDArray[np.int64]:
+        """The tap of each weight of a channel, int64 [N], weights in the order (channel, ky, kx); of bit plane 0."""
+        height, width = self.geometry.kernel
+        channel, tap_y, tap_x = np.indices((self.geometry.group_in_channels, height, width)).reshape(3, -1)
+        word = channel // WORD_BITS
+        taps: NDArray[np.int64] = ((word * height + tap_y) * width + tap_x) * WORD_BITS + channel % WORD_BITS
+        return taps
+
+    @property
+    def plane_stride(self) -> int:
+        """Distance between the taps of a weight in bit planes 0 and 1 of a ternary alphabet; 0 elsewhere."""
+        return self.taps // 2 if planes(self.alphabet) == 2 else 0
+
+    def pixel_of_bit(self, bit: int, lanes: int) -> int:
+        """The pixel, in its block, of bit ``bit`` of lane 0; lanes hold adjacent pixels."""
+        if self.order == "bytes":
+            return lanes * bit
+        field, position = divmod(bit, 16)
+        return 4 * lanes * position + lanes * field
+
 
 def make_bit_planes(layout: PlaneLayout, name: str) -> PrimFunc:
-    """The kernel (bits uint64 as ``conv_bits_shape``) -> planes uint64 [G, blocks, taps + 1, L]."""
+    """The kernel (bits uint64 as ``conv_bits_shape``) -> planes uint64 as ``layout.shape``."""
     arguments = [
         Argument("bits", conv_bits_shape(layout.geometry, layout.alphabet), "uint64"),
         Argument("planes", layout.shape, "uint64"),
@@ -96,23 +162,28 @@ def make_bit_planes(layout: PlaneLayout, name: str) -> PrimFunc:
 
 
 def _emit(layout: PlaneLayout, bits: Buffer, target: Buffer) -> None:
-    geometry, lanes = layout.geometry, layout.lanes
-    column_pixels = layout.blocks * layout.block_pixels
-    columns = workspace(column_pixels, "uint64")
-    half = workspace(WORD_BITS * lanes, "uint64")
-    for start in range(geometry.batch * layout.image_pixels // lanes * lanes, column_pixels, lanes):
-        store(columns, start, constant(0, "uint64", lanes), lanes)
+    geometry = layout.geometry
+    columns = workspace(layout.padded_pixels, "uint64")
+    half = workspace(WORD_BITS * layout.lanes, "uint64")
+    with serial(layout.padded_pixels - layout.pixels) as pixel:
+        store(columns, layout.pixels + pixel, constant(0, "uint64"))
     kernel_height, kernel_width = geometry.kernel
     with serial(geometry.groups) as group:
+        first_word = bind(group * layout.shape[1])
         with serial(layout.words) as word, serial(kernel_height) as tap_y, serial(kernel_width) as tap_x:
             _gather_column(layout, bits, columns, group, word, tap_y, tap_x)
             first_tap = bind(((word * kernel_height + tap_y) * kernel_width + tap_x) * WORD_BITS)
-            with serial(layout.blocks) as block:
-                row = (group * layout.blocks + block) * (layout.taps + 1) + first_tap
-                _transpose_block(columns, block * layout.block_pixels, half, target, bind(row * lanes), lanes)
-        with serial(layout.blocks) as block:
-            row = (group * layout.blocks + block) * (layout.taps + 1) + layout.zero_plane
-            store(target, row * lanes, constant(0, "uint64", lanes), lanes)
+            for run in layout.runs:
+                with serial(run.blocks) as block:
+                    pixel = bind(run.first_pixel + block * (WORD_BITS * run.lanes))
+                    row = (block * (layout.taps + 1) + first_tap) * run.lanes
+                    _transpose_block(
+                        layout, columns, pixel, half, target, bind(first_word + run.first_word + row), run.lanes
+                    )
+        for run in layout.runs:
+            with serial(run.blocks) as block:
+                row = (block * (layout.taps + 1) + layout.zero_plane) * run.lanes
+                store(target, first_word + run.first_word + row, constant(0, "uint64", run.lanes), run.lanes)
 
 
 def _gather_column(
@@ -141,15 +212,16 @@ def _gather_column(
 
 
 def _transpose_block(
-    columns: Buffer, first: Expr, half: Buffer, target: Buffer, target_start: Expr, lanes: int
+    layout: PlaneLayout, columns: Buffer, first: Expr, half: Buffer, target: Buffer, target_start: Expr, lanes: int
 ) -> None:
     """64 vectors of columns to 64 planes, eight at a time: distances 32, 16, 8, then 4, 2, 1."""
+    # Bit k = 8·high + low; its pixel is a linear function of low within a group of eight.
+    step = layout.pixel_of_bit(1, lanes)
     with serial(8) as low:
-        # Bit k = 16·a + i is pixel group 4·i + a; here k = 8·high + low, so a = high/2, i = 8·(high mod 2) + low.
         words = []
         for high in range(8):
-            pixel_group = (low + 8 * (high % 2)) * 4 + high // 2
-            words.append(bind(load(columns, first + pixel_group * lanes, lanes)))
+            pixel = layout.pixel_of_bit(8 * high, lanes) + low * step
+            words.append(bind(load(columns, first + pixel, lanes)))
         for high, word in enumerate(butterflies(words, (32, 16, 8), lanes, stride=8)):
             store(half, (low + 8 * high) * lanes, word, lanes)
     with serial(8) as high:

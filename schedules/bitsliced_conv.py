@@ -1,9 +1,9 @@
 """Bit-sliced convolution along a channel tree: counters start as their parent's, only differing weights are counted.
 
-For every block of 64·L output pixels and every node of the program, in order:
+For every block of output pixels, every group and every node of the group's program, in order:
 
     load the parent's counter, subtract the planes it has and the node has not, add the planes only the node has, store;
-    for an output channel: un-slice the counter to integers U and store y = float(f·U − (f/2)·V + offset)·scale + bias
+    for an output channel: un-slice the counter to numbers U and store y = float(f·U − (f/2)·V + offset)·scale + bias
 
 with f = 4 for bipolar activations, 2 for the others, and V the sum of all planes of the group (see docs/kernels.md).
 The offset is −κ, κ the sum of the channel's weights inside the image: it depends on the border class of the pixel when
@@ -21,18 +21,19 @@ from tvm import tirx
 from tvm.tirx.script import builder
 
 from bnn_compiler.schedules.bit_counter import BitSlicedCounter
-from bnn_compiler.schedules.bit_matrix import butterflies
-from bnn_compiler.schedules.bit_planes import PlaneLayout
+from bnn_compiler.schedules.bit_planes import BlockRun, PlaneLayout
+from bnn_compiler.schedules.bit_unslice import make_unslicer, unslice_order
+from bnn_compiler.schedules.bitsliced_epilogue import Epilogue
 from bnn_compiler.schedules.channel_program import (
-    INDICES_PER_WORD,
     LONG_BLOCK,
+    MINUS_SLOT,
     NODE_FIELDS,
+    PLUS_SLOT,
     SHORT_BLOCK,
-    TOTAL_SLOT,
-    ZERO_SLOT,
     ChannelProgram,
+    index_scale,
 )
-from bnn_compiler.schedules.intrinsics import has_avx512, lookup_int32
+from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.kernel_builder import (
     Argument,
@@ -46,55 +47,72 @@ from bnn_compiler.schedules.kernel_builder import (
     load,
     register,
     serial,
-    splat,
     store,
-    typed,
     workspace,
 )
-from bnn_compiler.schedules.popcount import float_result
-from bnn_compiler.schedules.popcount_conv import border_classes
+from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, OutDtype
+from bnn_compiler.schedules.popcount_conv import border_classes, has_border_correction
 
-#: Un-slicing works on 16-bit fields.
-_FIELD_BITS = 16
+_INDICES_PER_WORD = 4
+_INDEX_BITS = 16
 _TABLE_LANES = 16
 
 
-def counter_bits(layout: PlaneLayout, taps: int) -> int:
-    """Planes of a counter of up to ``taps`` planes, on which nothing can overflow."""
-    del layout
-    return taps.bit_length()
+def counter_bits(geometry: ConvGeometry) -> int:
+    """Planes of a counter that holds the number of weights of a channel: nothing can overflow it.
+
+    They are at least the levels of a long block's carry-save tree.
+    """
+    weights = geometry.group_in_channels * geometry.kernel[0] * geometry.kernel[1]
+    return max(weights.bit_length(), LONG_BLOCK.bit_length() - 1)
+
+
+def make_layout(geometry: ConvGeometry, alphabet: Alphabet, isa: Isa, lanes: int | None = None) -> PlaneLayout:
+    """The layout of planes that suits ``isa``, with its widest vectors unless ``lanes`` says otherwise."""
+    return PlaneLayout(
+        geometry, alphabet, lanes or isa.vector_bits // WORD_BITS, unslice_order(counter_bits(geometry), isa)
+    )
 
 
 def bitsliced_conv2d_constants(
     layout: PlaneLayout, signs: NDArray[np.bool_], *, zero_padded: bool
 ) -> tuple[NDArray[np.int32], ...]:
-    """offsets int32 [O, classes] and, where there are several classes, the class of each pixel, int32 [pixels]."""
+    """Offsets int32 [O, classes] and, where there are several classes, the class of each pixel, int32 [pixels].
+
+    ``signs`` bool [O, Cg, kh, kw] are True where the weight is +1.
+    """
     if layout.alphabet != "bipolar":
         return (np.zeros((len(signs), 1), np.int32),)
     weights = 2 * signs.astype(np.int32) - 1
     offsets = -weights.reshape(len(signs), -1).sum(axis=1, dtype=np.int32).reshape(-1, 1)
-    if not zero_padded or not any(layout.geometry.pads):
+    if not has_border_correction(layout.geometry, layout.alphabet, zero_padded):
         return (offsets,)
     classes, outside = border_classes(layout.geometry)
     offsets = offsets + np.einsum("oihw,khw->ok", weights, outside.astype(np.int32)).astype(np.int32)
     padded = -(-offsets.shape[1] // _TABLE_LANES) * _TABLE_LANES
     table = np.zeros((len(signs), padded), np.int32)
     table[:, : offsets.shape[1]] = offsets
-    pixels = np.zeros(layout.blocks * layout.block_pixels, np.int32)
-    pixels[: layout.geometry.batch * layout.image_pixels] = np.tile(classes, layout.geometry.batch)
+    pixels = np.zeros(layout.padded_pixels, np.int32)
+    pixels[: layout.pixels] = np.tile(classes, layout.geometry.batch)
     return table, pixels
 
 
 @dataclass(frozen=True)
-class _Sizes:
+class BitslicedSizes:
+    """The sizes that shape the loops."""
+
     layout: PlaneLayout
     bits: int
     classes: int
     has_classes: bool
     nodes: int
-    words: int
     slots: int
     isa: Isa
+
+    @property
+    def factor(self) -> int:
+        """f of the module's identity."""
+        return 4 if self.layout.alphabet == "bipolar" else 2
 
 
 def bitsliced_conv2d(
@@ -105,89 +123,131 @@ def bitsliced_conv2d(
     has_scale: bool,
     has_bias: bool,
     isa: Isa,
-    name: str,
+    out_dtype: OutDtype = "float32",
+    name: str | None = None,
 ) -> PrimFunc:
-    """The kernel (planes, indices, nodes, offsets, [pixel_class], [scale], [bias]) -> y float32 [N, O, OH, OW].
+    """The kernel (planes, indices, nodes, [first_rows], offsets, [pixel_class], [scale], [bias]) -> y [N, O, OH, OW].
 
-    One group. ``program`` gives the sizes of its tables, which are arguments.
+    ``planes`` come from ``make_bit_planes``; ``first_rows`` int32 [G + 1] is there with several groups; ``constants``
+    are those of ``bitsliced_conv2d_constants``. ``program`` and ``constants`` only give the sizes of the arguments. An
+    int32 result takes neither scale nor bias.
     """
+    if out_dtype == "int32" and (has_scale or has_bias):
+        raise ValueError("an int32 result takes neither scale nor bias")
     geometry = layout.geometry
-    bits = counter_bits(layout, layout.words * 64 * geometry.kernel[0] * geometry.kernel[1])
-    sizes = _Sizes(
+    sizes = BitslicedSizes(
         layout,
-        bits,
+        counter_bits(geometry),
         constants[0].shape[1],
         len(constants) > 1,
         len(program.nodes),
-        len(program.indices),
         program.slots,
         isa,
     )
+    if layout.order != unslice_order(sizes.bits, isa):
+        raise ValueError(f"planes in the order {layout.order!r}; make_layout gives the one that fits {isa.name}")
     arguments = [
         Argument("planes", layout.shape, "uint64"),
-        Argument("indices", program.indices.shape, "uint64"),
+        Argument("indices", program.indices.shape, "uint16"),
         Argument("nodes", program.nodes.shape, "int32"),
-        Argument("offsets", constants[0].shape, "int32"),
     ]
+    if geometry.groups > 1:
+        arguments.append(Argument("first_rows", (geometry.groups + 1,), "int32"))
+    arguments.append(Argument("offsets", constants[0].shape, "int32"))
     if sizes.has_classes:
         arguments.append(Argument("pixel_class", constants[1].shape, "int32"))
     for present, parameter in ((has_scale, "scale"), (has_bias, "bias")):
         if present:
             arguments.append(Argument(parameter, (geometry.out_channels,), "float32"))
     shape = (geometry.batch, geometry.out_channels, geometry.out_height, geometry.out_width)
-    arguments.append(Argument("output", shape, "float32"))
-    return build_kernel(name, name, arguments, lambda buffers: _Emitter(sizes, buffers).emit())
+    arguments.append(Argument("output", shape, out_dtype))
+    kernel_shape = "x".join(map(str, geometry.kernel))
+    readable = f"bitsliced_conv2d_{kernel_shape}_{layout.alphabet}_{isa.name}"
+    return build_kernel(name or readable, readable, arguments, lambda buffers: _emit(sizes, buffers))
 
 
-class _Emitter:
-    """Emits the loops of one convolution."""
+def _emit(sizes: BitslicedSizes, buffers: Mapping[str, Buffer]) -> None:
+    layout = sizes.layout
+    slots = workspace(sizes.slots * sizes.bits * max(run.lanes for run in layout.runs), "uint64")
+    emitters = [_RunEmitter(sizes, buffers, run, slots) for run in layout.runs]
+    with serial(layout.geometry.groups) as group:
+        for emitter in emitters:
+            emitter.emit(group)
 
-    def __init__(self, sizes: _Sizes, buffers: Mapping[str, Buffer]) -> None:
+
+class _RunEmitter:
+    """Emits the loops over one run of blocks."""
+
+    def __init__(self, sizes: BitslicedSizes, buffers: Mapping[str, Buffer], run: BlockRun, slots: Buffer) -> None:
         self.sizes = sizes
         self.buffers = buffers
-        self.lanes = sizes.layout.lanes
-        self.counter = BitSlicedCounter(sizes.bits, self.lanes, sizes.isa)
-        self.slots = workspace(sizes.slots * sizes.bits * self.lanes, "uint64")
-        self.totals = workspace(sizes.layout.block_pixels, "int32")
-        self.results = workspace(sizes.layout.block_pixels, "float32")
+        self.run = run
+        self.lanes = run.lanes
+        self.slots = slots
+        self.counter = BitSlicedCounter(sizes.bits, run.lanes, sizes.isa)
         self.position = register(1, "int32")
-        self.factor = 4 if sizes.layout.alphabet == "bipolar" else 2
+        self.epilogue = Epilogue(sizes, buffers, run, make_unslicer(sizes.bits, run.lanes, sizes.isa))
 
-    def emit(self) -> None:
+    def emit(self, group: Expr) -> None:
         """Loop over blocks of pixels and nodes."""
         layout = self.sizes.layout
-        with serial(layout.blocks) as block:
-            planes = bind(block * ((layout.taps + 1) * self.lanes))
-            self._count_all(planes)
-            with serial(self.sizes.nodes) as node:
-                fields = {
-                    field: bind(load(self.buffers["nodes"], node * len(NODE_FIELDS) + i))
-                    for i, field in enumerate(NODE_FIELDS)
-                }
-                self._load(fields["parent_slot"])
-                store(self.position, 0, fields["position"])
-                for kind, subtract in (("minus", True), ("plus", False)):
-                    self._count(planes, fields[f"{kind}_long"], LONG_BLOCK, subtract=subtract)
-                    self._count(planes, fields[f"{kind}_short"], SHORT_BLOCK, subtract=subtract)
-                self._store(fields["slot"])
-                with builder.If(fields["channel"] >= 0), builder.Then():
-                    self._finish(block, fields["channel"])
+        with serial(self.run.blocks) as block:
+            words = group * layout.shape[1] + self.run.first_word
+            planes = bind((words + block * ((layout.taps + 1) * self.lanes)).astype("int64"))
+            self._count_roots(planes)
+            self.epilogue.begin_block(block)
+            if layout.geometry.groups == 1:
+                with serial(self.sizes.nodes) as node:
+                    self._node(planes, node)
+            else:
+                first = bind(load(self.buffers["first_rows"], group))
+                with serial(load(self.buffers["first_rows"], group + 1) - first) as node:
+                    self._node(planes, first + node)
 
-    def _count_all(self, planes: Expr) -> None:
-        """Slot 0 becomes U = 0, slot 1 becomes V; ``totals`` the integers (f/2)·V."""
-        lanes = self.lanes
-        for level in range(self.sizes.bits):
-            self.counter.set_plane(level, constant(0, "uint64", lanes))
-        self._store(ZERO_SLOT)
-        taps = self.sizes.layout.taps
+    def _node(self, planes: Expr, node: Expr) -> None:
+        fields = {
+            field: bind(load(self.buffers["nodes"], node * len(NODE_FIELDS) + i)) for i, field in enumerate(NODE_FIELDS)
+        }
+        self._load(fields["parent_slot"])
+        store(self.position, 0, fields["position"])
+        for kind, subtract in (("minus", True), ("plus", False)):
+            self._count(planes, fields[f"{kind}_long"], LONG_BLOCK, subtract=subtract)
+            self._count(planes, fields[f"{kind}_short"], SHORT_BLOCK, subtract=subtract)
+        self._store(fields["slot"])
+        with builder.If(fields["channel"] >= 0), builder.Then():
+            self.epilogue.finish(self._planes(), fields["channel"])
+
+    def _count_roots(self, planes: Expr) -> None:
+        """The counters of "all weights −1" and "all weights +1", and V for the epilogue."""
+        layout = self.sizes.layout
+        if layout.alphabet == "ternary":
+            for half, slot in enumerate((PLUS_SLOT, MINUS_SLOT)):
+                self._count_range(planes, half * layout.plane_stride, layout.plane_stride)
+                self._store(slot)
+                self.epilogue.add_totals(self._planes(), first=half == 0)
+            return
+        self._clear()
+        self._store(MINUS_SLOT)
+        self._count_range(planes, 0, layout.taps)
+        self._store(PLUS_SLOT)
+        self.epilogue.add_totals(self._planes(), first=True)
+
+    def _count_range(self, planes: Expr, start: int, taps: int) -> None:
+        self._clear()
         with serial(taps // LONG_BLOCK) as long:
-            first = planes + long * (LONG_BLOCK * lanes)
+            first = bind(planes + (start + long * LONG_BLOCK) * self.lanes)
             self.counter.count(
-                LONG_BLOCK, lambda i: bind(load(self.buffers["planes"], first + i * lanes, lanes)), subtract=False
+                LONG_BLOCK,
+                lambda i: bind(load(self.buffers["planes"], first + i * self.lanes, self.lanes)),
+                subtract=False,
             )
-        self._store(TOTAL_SLOT)
-        for start, values in self._unsliced():
-            store(self.totals, start, values * constant(self.factor // 2, "int32", 2 * lanes), 2 * lanes)
+
+    def _planes(self) -> list[Expr]:
+        return [self.counter.plane(level) for level in range(self.sizes.bits)]
+
+    def _clear(self) -> None:
+        for level in range(self.sizes.bits):
+            self.counter.set_plane(level, constant(0, "uint64", self.lanes))
 
     def _slot(self, slot: Index, level: int) -> Index:
         return (slot * self.sizes.bits + level) * self.lanes
@@ -202,95 +262,25 @@ class _Emitter:
 
     def _count(self, planes: Expr, blocks: Expr, size: int, *, subtract: bool) -> None:
         """Count ``blocks`` blocks of planes named by the next indices."""
+        scale = index_scale(self.sizes.layout)
+        # An index times eight is the distance in 64-bit words for eight lanes, and a shift away from it for fewer.
+        shift = (scale // self.lanes).bit_length() - 1 if scale > 1 else 0
+        factor = self.lanes if scale == 1 else 1
+        mask = tirx.const((1 << _INDEX_BITS - shift) - 1, "uint64")
         with serial(blocks):
             position = bind(load(self.position, 0))
             words: list[Expr] = []
 
             def plane_at(i: int) -> Expr:
                 # One 64-bit load brings four indices: the load ports are what this loop runs out of first.
-                word, field = divmod(i, INDICES_PER_WORD)
+                word, field = divmod(i, _INDICES_PER_WORD)
                 if word == len(words):
-                    words.append(bind(load(self.buffers["indices"], position + word)))
-                shifted = words[word] >> tirx.const(16 * field, "uint64")
-                index = bind((shifted & tirx.const(0xFFFF, "uint64")).astype("int64"))
-                return bind(load(self.buffers["planes"], planes.astype("int64") + index * self.lanes, self.lanes))
+                    four = load(self.buffers["indices"], position + word * _INDICES_PER_WORD, _INDICES_PER_WORD)
+                    words.append(bind(tirx.reinterpret("uint64", four)))
+                index = bind(
+                    ((words[word] >> tirx.const(_INDEX_BITS * field + shift, "uint64")) & mask).astype("int64")
+                )
+                return bind(load(self.buffers["planes"], planes + index * factor, self.lanes))
 
             self.counter.count(size, plane_at, subtract=subtract)
-            store(self.position, 0, position + size // INDICES_PER_WORD)
-
-    def _unsliced(self) -> list[tuple[int, Expr]]:
-        """The counter's integers: (first pixel in the block, int32 x 2L) for all pixels, in order."""
-        lanes = self.lanes
-        fields = 4 * lanes
-        planes: list[Expr | None] = [self.counter.plane(level) for level in range(self.sizes.bits)]
-        planes += [None] * (_FIELD_BITS - self.sizes.bits)
-        result = []
-        for i, word in enumerate(butterflies(planes, (8, 4, 2, 1), lanes)):
-            narrow = bind(tirx.reinterpret(typed("uint16", fields), word))
-            for half in range(2):
-                # Field 4·l + a of the vector is pixel L·a + l of its group.
-                order = [
-                    4 * (pixel % lanes) + pixel // lanes for pixel in range(half * 2 * lanes, (half + 1) * 2 * lanes)
-                ]
-                chosen = tirx.Shuffle([narrow], [tirx.const(field, "int32") for field in order])
-                result.append((i * fields + half * 2 * lanes, bind(chosen.astype(typed("int32", 2 * lanes)))))
-        return result
-
-    def _finish(self, block: Expr, channel: Expr) -> None:
-        """Un-slice the counter and store the channel's outputs."""
-        width = 2 * self.lanes
-        factor = constant(self.factor, "int32", width)
-        scale, bias = (
-            splat(bind(load(self.buffers[name], channel)), width) if name in self.buffers else None
-            for name in ("scale", "bias")
-        )
-        table = self._offsets(channel, width)
-        layout = self.sizes.layout
-        whole = layout.geometry.batch * layout.image_pixels % layout.block_pixels == 0
-        single = layout.geometry.batch == 1 and whole
-        pixel = bind(block * layout.block_pixels)
-        output = bind(channel * layout.image_pixels + pixel)
-        for start, counts in self._unsliced():
-            z = counts * factor - load(self.totals, start, width)
-            z = z + self._offset(table, channel, pixel + start, width)
-            y = float_result(z, scale, bias, width, self.sizes.isa)
-            if single:
-                store(self.buffers["output"], output + start, y, width)
-            else:
-                store(self.results, start, y, width)
-        if not single:
-            self._copy_results(pixel, channel)
-
-    def _copy_results(self, pixel: Expr, channel: Expr) -> None:
-        """Results of real pixels, image by image, to the output."""
-        layout = self.sizes.layout
-        geometry = layout.geometry
-        with serial(geometry.batch) as image:
-            first = image * layout.image_pixels
-            low = bind(tirx.max(first, pixel))
-            high = tirx.min(first + layout.image_pixels, pixel + layout.block_pixels)
-            target = bind((image * geometry.out_channels + channel) * layout.image_pixels - first)
-            with serial(tirx.max(high - low, tirx.const(0, "int32"))) as i:
-                store(self.buffers["output"], target + low + i, load(self.results, low - pixel + i))
-
-    def _offsets(self, channel: Expr, width: int) -> list[Expr]:
-        if not self.sizes.has_classes:
-            return [splat(bind(load(self.buffers["offsets"], channel)), width)]
-        if not has_avx512(self.sizes.isa):
-            return []
-        first = channel * self.sizes.classes
-        return [
-            bind(load(self.buffers["offsets"], first + start, width)) for start in range(0, self.sizes.classes, width)
-        ]
-
-    def _offset(self, table: list[Expr], channel: Expr, pixel: Expr, width: int) -> Expr:
-        if not self.sizes.has_classes:
-            return table[0]
-        if table:
-            return lookup_int32(table, load(self.buffers["pixel_class"], pixel, width), width)
-        first = channel * self.sizes.classes
-        values = [
-            load(self.buffers["offsets"], first + load(self.buffers["pixel_class"], pixel + lane))
-            for lane in range(width)
-        ]
-        return tirx.Shuffle(values, [tirx.const(lane, "int32") for lane in range(width)])
+            store(self.position, 0, position + size)

@@ -241,3 +241,27 @@ def ternary_logic_semantics(a: UInt64Array, b: UInt64Array, c: UInt64Array, tabl
             terms = [x if case >> shift & 1 else ~x for x, shift in ((a, 2), (b, 1), (c, 0))]
             result |= terms[0] & terms[1] & terms[2]
     return result
+
+
+def has_affine_transpose(isa: Isa) -> bool:
+    """Whether ``affine_transpose`` exists, with the byte shuffles of two vectors that make it worth having (VBMI)."""
+    return isa.gfni and has_avx512(isa)
+
+
+def affine_transpose(octets: Expr, lanes: int) -> Expr:
+    """The 8 x 8 bits of each 64-bit lane of uint8 x 8L transposed, and the order of its bytes reversed before.
+
+    Bit i of byte j of the result is bit j of byte 7 − i. One ``vgf2p8affineqb``, which multiplies matrices
+    over GF(2): here unit vectors by the data.
+    """
+    units = join([constant(1 << lane % 8, "uint8") for lane in range(8 * lanes)])
+    name = f"llvm.x86.vgf2p8affineqb.{64 * lanes}"
+    return _llvm(name, typed("uint8", 8 * lanes), units, octets, tirx.const(0, "int8"))
+
+
+def affine_transpose_semantics(octets: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """``affine_transpose`` on arrays whose last axis is a multiple of 8 bytes."""
+    matrices = octets.reshape(*octets.shape[:-1], -1, 8)
+    bits = np.unpackbits(matrices[..., ::-1, None], axis=-1, bitorder="little")
+    transposed = np.packbits(np.swapaxes(bits, -1, -2), axis=-1, bitorder="little")
+    return transposed.reshape(octets.shape)

@@ -1,0 +1,85 @@
+"""Random layers with channel trees of every shape, for the tests of the bit-sliced kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnn_compiler.schedules.channel_program import ALL_MINUS, ALL_PLUS, ChannelTree
+from bnn_compiler.schedules.geometry import ConvGeometry
+from bnn_compiler.schedules.pack import PackRule
+from bnn_compiler.schedules.popcount import Alphabet
+from bnn_compiler.schedules.reference import binarise, conv2d_reference, pack_conv_reference, values_of
+from tests.schedules.kernel_harness import Array
+
+TreeKind = Literal["minus_star", "plus_star", "chain", "random", "synthetic", "equal", "opposite"]
+TREES: tuple[TreeKind, ...] = ("minus_star", "plus_star", "chain", "random", "synthetic", "equal", "opposite")
+
+
+@dataclass(frozen=True)
+class Padding:
+    """What surrounds an image: an alphabet, the ring's bits, and what they stand for."""
+
+    alphabet: Alphabet
+    zero_padded: bool
+    pad_bit: int
+    pad_value: int
+
+
+PADDINGS = {
+    "bipolar-zero": Padding("bipolar", True, 0, 0),
+    "bipolar-minus": Padding("bipolar", False, 0, -1),
+    "bipolar-plus": Padding("bipolar", False, 1, 1),
+    "unsigned-zero": Padding("unsigned", True, 0, 0),
+    "unsigned-one": Padding("unsigned", False, 1, 1),
+    "ternary": Padding("ternary", True, 0, 0),
+}
+
+
+def random_signs(geometry: ConvGeometry, kind: TreeKind, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Signs bool [O, Cg, kh, kw]; all channels alike or each the opposite of the one before for two of the kinds."""
+    shape = (geometry.out_channels, geometry.group_in_channels, *geometry.kernel)
+    signs = rng.random(shape) < rng.choice([0.1, 0.5, 0.8])
+    if kind in ("equal", "opposite"):
+        flip = np.arange(geometry.out_channels) % 2 if kind == "opposite" else np.zeros(geometry.out_channels)
+        signs = signs[:1] ^ flip.astype(np.bool_).reshape(-1, 1, 1, 1)
+    return np.ascontiguousarray(signs)
+
+
+def grow_tree(vectors: NDArray[np.bool_], kind: TreeKind, rng: np.random.Generator) -> ChannelTree:
+    """A tree over ``vectors`` [channels, N]: a star on a root, a chain, or anything; nodes in random order."""
+    channels, weights = vectors.shape
+    if kind == "synthetic":
+        vectors = np.concatenate([vectors, rng.random((rng.integers(1, channels + 3), weights)) < 0.5])
+    nodes = len(vectors)
+    order = rng.permutation(nodes)
+    parents = [ALL_MINUS] * nodes
+    for place, node in enumerate(order):
+        before = order[:place]
+        if kind == "plus_star":
+            parents[node] = ALL_PLUS
+        elif kind in ("chain", "equal", "opposite") and place:
+            parents[node] = int(before[-1])
+        elif kind in ("random", "synthetic"):
+            parents[node] = int(rng.choice([*before, ALL_MINUS, ALL_PLUS]))
+    return ChannelTree(vectors, parents)
+
+
+def grow_trees(signs: NDArray[np.bool_], groups: int, kind: TreeKind, rng: np.random.Generator) -> list[ChannelTree]:
+    """One tree per group."""
+    return [grow_tree(vectors, kind, rng) for vectors in signs.reshape(groups, len(signs) // groups, -1)]
+
+
+def random_layer(
+    geometry: ConvGeometry, padding: Padding, signs: NDArray[np.bool_], rng: np.random.Generator
+) -> tuple[Array, Array]:
+    """Packed activations, and the integers z that NumPy's convolution makes of them."""
+    rule = PackRule("gt", alphabet=padding.alphabet)
+    x = rng.choice([-1.5, 0.0, 2.0], (geometry.batch, geometry.in_channels, geometry.height, geometry.width))
+    x = x.astype(np.float32)
+    bits = pack_conv_reference(geometry, x, rule, (), pad_bit=padding.pad_bit, fused=True)
+    values = values_of(binarise(x, rule, (), fused=True), padding.alphabet)
+    return bits, conv2d_reference(geometry, values, signs, padding.pad_value)
