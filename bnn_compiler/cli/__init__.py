@@ -1,4 +1,4 @@
-"""The command line: ``bnnc compile | run | inspect | bench``.
+"""The command line: ``bnnc compile | run | inspect | bench | tree``.
 
 The library never imports this package. Heavy modules (TVM, ONNX Runtime) are imported inside the commands, so that
 ``bnnc --help`` answers at once.

@@ -20,6 +20,7 @@ from .context import Context
 from .inspect_command import inspect_command
 from .run_command import run_command
 from .supervisor import INTERRUPTED, supervise
+from .tree_command import tree_command
 
 _TOOLS = ("apache-tvm", "onnx", "onnxruntime", "numpy")
 
@@ -44,6 +45,7 @@ cli.add_command(compile_command)
 cli.add_command(run_command)
 cli.add_command(inspect_command)
 cli.add_command(bench_command)
+cli.add_command(tree_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -16,7 +16,8 @@ Trees with synthetic nodes:
 
 3. A tree without any is bounded by 1. A Steiner tree of k terminals (the channels and the root) costs at least
    k / (2 (k - 1)) of their minimum spanning tree (Gilbert and Pollak 1968; any metric), and the overhead of one
-   synthetic node. This holds at every depth. It is weak: for random vectors it gives 1/4 of M·N, where no tree is known below 0.32.
+   synthetic node. This holds at every depth. It is weak: for random vectors it gives 1/4 of M·N, where no tree is known
+   below 0.32.
 """
 
 from __future__ import annotations

@@ -49,6 +49,12 @@ class ChannelTree:
     method: str
 
     @property
+    def rooted_parents(self) -> Ints:
+        """``parents`` with the two free roots told apart: -1 all minus, -2 all plus. Not for trees of a single root."""
+        assert IN_FULL not in self.roots, "a channel computed in full has no free root"
+        return np.where(np.array(self.roots) == ALL_PLUS, -2, self.parents)
+
+    @property
     def order(self) -> Ints:
         """All nodes, parents before children; by depth, then by number."""
         return np.argsort(self.depths, kind="stable").astype(np.int64)

@@ -29,7 +29,7 @@ def related_channels(channels: int, weights: int, seed: int) -> Signs:
 def cheapest_plain_tree(signs: Signs, max_depth: int) -> int:
     """Edges of the cheapest plain tree by trying every parent of every channel (-1: the nearer root)."""
     channels, weights = signs.shape
-    best = channels * weights
+    best = int(channels * weights)
     for parents in itertools.product(range(-1, channels), repeat=channels):
         cost = 0
         for node, parent in enumerate(parents):
@@ -72,7 +72,7 @@ def cheapest_steiner_tree(signs: Signs, overhead: float) -> float:
     if not terminals:
         return 0.0
     # tree[S][v]: cheapest tree that holds terminals S and node v, without the price of v.
-    tree = {}
+    tree: dict[int, npt.NDArray[np.float64]] = {}
     for subset in range(1, 1 << len(terminals)):
         if subset.bit_count() == 1:
             join = np.full(size, np.inf)

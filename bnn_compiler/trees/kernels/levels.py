@@ -139,7 +139,10 @@ def relabel(  # noqa: PLR0917 - no keywords in machine code
 def anneal_levels(
     table: Ints, distances: Distances, to_root: Ints, sweeps: int, hot: int, max_depth: int, noise: Ints, random: Words
 ) -> int:
-    """Relabel M random channels per sweep while the heat falls from ``hot`` to 0 as a square, then descend; return the change."""
+    """Relabel M random channels per sweep while the heat falls from ``hot`` to 0, then descend; return the change.
+
+    The heat is ``hot`` times the square of what is left: most steps are spent where it is low.
+    """
     channels = distances.shape[0]
     own, saved = np.zeros(max_depth + 1, np.int64), np.zeros(max_depth + 1, np.int64)
     change = 0
@@ -159,15 +162,15 @@ def anneal_levels(
 
 
 @compiled
-def shallow_spanning_tree(distances: Distances) -> tuple[Ints, int]:
-    """Parents (-1 for the root) and depth (1 for the root alone) of the shallowest of M minimum spanning trees.
+def shallow_spanning_tree(distances: Distances, roots: Ints) -> tuple[Ints, int]:
+    """Parents (-1 for the root) and depth (1 for the root alone) of the shallowest of some minimum spanning trees.
 
-    Each channel in turn is the root of Prim's algorithm; of equally long edges the one nearest to the root is taken.
+    Each of ``roots`` is the root of Prim's algorithm; of equally long edges the one nearest to the root is taken.
     """
     channels = distances.shape[0]
     best, best_depth = np.full(channels, ROOT), channels + 1
     near, parent, depth = np.zeros(channels, np.int64), np.zeros(channels, np.int64), np.zeros(channels, np.int64)
-    for root in range(channels):
+    for root in roots:
         for node in range(channels):
             near[node], parent[node], depth[node] = distances[root, node], root, 2
         parent[root], depth[root], near[root] = ROOT, 1, -1
