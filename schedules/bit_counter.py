@@ -1,8 +1,8 @@
 """A bit-sliced counter: B bit planes c_0 … c_{B-1} that hold one B-bit number per bit position, in registers.
 
 Adding 2^m planes takes 2^m − 1 full adders arranged as a carry-save tree, and one ripple of half adders through the
-upper planes: long blocks amortise the ripple. Two thirds of the adders take no plane of the counter, so that the latency of
-the counter's own chain (one adder per four planes at level 0) stays below the throughput of the adders.
+upper planes: long blocks amortise the ripple. Two thirds of the adders take no plane of the counter, so that the
+latency of the counter's own chain (one adder per four planes at level 0) stays below the throughput of the adders.
 
 Subtraction needs no inversion of the counter: c − a − b has the difference bit c ^ a ^ b, as the sum, and the borrow
 maj(~c, a, b). So blocks that are subtracted differ from blocks that are added in one truth table.
@@ -58,8 +58,7 @@ class BitSlicedCounter:
             first = self._reduce(level - 1, following, subtract=subtract)
             second = self._reduce(level - 1, following, subtract=subtract)
             return self._into(level, first, second, subtract=subtract)
-        leaves = [following() for _ in range(3)]
-        total, first = full_adder(*leaves, self._lanes, self._isa)
+        total, first = full_adder(following(), following(), following(), self._lanes, self._isa)
         second = self._into(0, total, following(), subtract=subtract)
         return self._into(1, first, second, subtract=subtract)
 

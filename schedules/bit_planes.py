@@ -49,7 +49,7 @@ _FEWEST_LANES = 2
 
 @dataclass(frozen=True)
 class BlockRun:
-    """Consecutive blocks of ``lanes``, of which the first is at pixel ``first_pixel`` and word ``first_word`` of a group.
+    """Consecutive blocks of ``lanes``; the first is at pixel ``first_pixel`` and at word ``first_word`` of a group.
 
     ``pixels`` of their pixels are real: the last block may be partly real.
     """

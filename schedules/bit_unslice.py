@@ -4,9 +4,9 @@ Each un-slicer returns floats F with  count = (F − offset)·step,  exact in fl
 epilogue's multiply-add.
 
 ``FieldUnslicer`` transposes 16-bit fields by butterflies of shifts and masks, on any CPU. ``AffineUnslicer`` works on
-bytes: planes that make one byte are brought together by three stages of byte shuffles, one ``vgf2p8affineqb`` transposes the
-8 x 8 bits in each 64-bit word, and one shuffle puts low and high bytes of adjacent pixels side by side. The 16-bit
-numbers then become floats without conversion, as mantissas: the word 0x4B00 above 16 bits m is the float 2^23 + m.
+bytes: planes that make one byte are brought together by three stages of byte shuffles, one ``vgf2p8affineqb``
+transposes the 8 x 8 bits in each 64-bit word, and one shuffle puts low and high bytes of adjacent pixels side by side.
+The 16-bit numbers then become floats without conversion, as mantissas: 0x4B00 above 16 bits m is the float 2^23 + m.
 """
 
 from __future__ import annotations
