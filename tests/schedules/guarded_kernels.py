@@ -1,0 +1,89 @@
+"""Arrays that border on pages without access, and the bit-sliced kernels run on them; see test_bitsliced_bounds."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from typing import Literal
+
+import numpy as np
+import tvm
+
+from bnn_compiler.schedules.bit_planes import make_bit_planes
+from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants, make_layout
+from bnn_compiler.schedules.channel_program import make_program
+from bnn_compiler.schedules.geometry import ConvGeometry
+from bnn_compiler.schedules.isa import detect_isa
+from bnn_compiler.schedules.program_expansion import expand_program, pack_node_vectors
+from tests.schedules.bitsliced_harness import PADDINGS, grow_trees, random_layer, random_signs
+from tests.schedules.kernel_harness import Array, CompiledKernels, cpu_target
+
+Side = Literal["before", "after"]
+
+_PROT_NONE = 0
+_GEOMETRIES = [
+    ConvGeometry(1, 70, 1, 1, 3, (1, 1)),
+    ConvGeometry(1, 65, 14, 15, 5, (3, 3), pads=(1, 1, 1, 1)),
+    ConvGeometry(1, 9, 27, 24, 4, (3, 3), pads=(1, 1, 1, 1)),
+    ConvGeometry(5, 33, 11, 12, 6, (3, 2), (2, 1), (1, 0, 2, 1), (1, 2), groups=3),
+    ConvGeometry(3, 20, 16, 16, 3, (2, 5), pads=(0, 2, 1, 2)),
+]
+
+
+def guarded(array: Array, side: Side) -> Array:
+    """A copy of ``array`` that ends (or begins) exactly at a page without access. It is never freed."""
+    page = mmap.PAGESIZE
+    pages = -(-array.nbytes // page)
+    memory = mmap.mmap(-1, (pages + 2) * page)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for guard in (base, base + (pages + 1) * page):
+        if libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), _PROT_NONE):
+            raise OSError(ctypes.get_errno(), "mprotect failed")
+    start = page if side == "before" else (pages + 1) * page - array.nbytes
+    copy = np.frombuffer(memory, np.uint8, array.nbytes, start).view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def run_guarded(cpu: str, side: str) -> None:
+    """Run planes, expansion and counting of several layers; a stray access kills the process."""
+    if side == "provoke":
+        victim = guarded(np.zeros(16, np.float32), "after")
+        ctypes.c_char.from_address(victim.ctypes.data + victim.nbytes).value  # noqa: B018
+        return
+    where: Side = "before" if side == "before" else "after"
+    isa = detect_isa(cpu_target(cpu).tvm_target)
+    rng = np.random.default_rng(0)
+    for i, geometry in enumerate(_GEOMETRIES):
+        padding = list(PADDINGS.values())[0 if i < 3 else i]
+        signs = random_signs(geometry, "synthetic", rng)
+        layout = make_layout(geometry, padding.alphabet, isa)
+        trees = grow_trees(signs, geometry.groups, "synthetic", rng)
+        program = make_program(layout, trees)
+        constants = bitsliced_conv2d_constants(layout, signs, zero_padded=padding.zero_padded)
+        bits, z = random_layer(geometry, padding, signs, rng)
+        parameters = list(rng.standard_normal((2, geometry.out_channels)).astype(np.float32))
+        with tvm.transform.PassContext(disabled_pass=["tirx.CommonSubexprElim"]):
+            kernels = CompiledKernels(
+                cpu,
+                {
+                    "planes": make_bit_planes(layout, "planes"),
+                    "expand": expand_program(layout, len(program.nodes), len(program.indices)),
+                    "count": bitsliced_conv2d(layout, program, constants, has_scale=True, has_bias=True, isa=isa),
+                },
+            )
+
+        def inside(array: Array) -> Array:
+            return guarded(array, where)
+
+        planes, indices, nodes = (
+            inside(np.zeros(layout.shape, np.uint64)),
+            inside(program.indices),
+            inside(program.nodes),
+        )
+        kernels.run_in_place("planes", [inside(bits)], planes)
+        kernels.run_in_place("expand", [inside(pack_node_vectors(layout, trees, program)), nodes], indices)
+        first_rows = [program.first_rows] if geometry.groups > 1 else []
+        arguments = [inside(array) for array in (*first_rows, *constants, *parameters)]
+        kernels.run_in_place("count", [planes, indices, nodes, *arguments], inside(z.astype(np.float32)))
