@@ -137,7 +137,7 @@ def bench_layers(
     seed: int = 0,
     progress: Callable[[float], None] = lambda _: None,
 ) -> list[Timing]:
-    """Time each popcount layer alone, float in and float out, binarisation included on both sides.
+    """Time each binary layer alone, float in and float out, binarisation included on both sides.
 
     ONNX Runtime runs the part of ``model`` from the layer's ``input`` tensor to its ``output`` tensor; both sides get
     the values that the network itself puts there.

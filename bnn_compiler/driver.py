@@ -14,11 +14,13 @@ from typing import Any
 import onnx
 import tvm
 
+from bnn_compiler.bitsliced_layer import TreePlanning
 from bnn_compiler.build import build_library
 from bnn_compiler.compiled_network import CompiledNetwork
 from bnn_compiler.errors import UsageError
 from bnn_compiler.frontend import ImportedModel, import_onnx
 from bnn_compiler.frontend.model_file import load_model
+from bnn_compiler.kernel_choice import ChoiceOptions
 from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.options import CompileOptions
 from bnn_compiler.passes.partition_binary_ops import LAYERS_ATTR
@@ -26,12 +28,13 @@ from bnn_compiler.pipeline import phases, run_phases
 from bnn_compiler.report import LayerReport, NoteReport, Report, make_report
 from bnn_compiler.target import CompileTarget, parse_target
 from bnn_compiler.tensor_spec import TensorSpec
+from bnn_compiler.trees.cache_folder import cache_folder
 from bnn_compiler.verify import verify_model
 
 Progress = Callable[[str, float], None]
 ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
 
-_CHOICES = {"algorithm": ("auto", "popcount", "float"), "sign_zero": ("plus", "exact")}
+_CHOICES = {"algorithm": ("auto", "popcount", "bitsliced", "float"), "sign_zero": ("plus", "exact")}
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ def compile_model(
     target: str = "native",
     algorithm: str = "auto",
     sign_zero: str = "plus",
+    max_depth: int = 8,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     verify: bool = True,
     dump_dir: str | os.PathLike[str] | None = None,
@@ -57,14 +61,14 @@ def compile_model(
     """Compile an ONNX model (path, bytes or ModelProto) to native code and, for this machine, verify it.
 
     ``target`` is ``native`` or the text of a TVM LLVM target such as ``llvm -mcpu=cortex-a72``; ``algorithm`` one of
-    ``auto``, ``popcount``, ``float``; ``sign_zero`` one of ``plus``, ``exact`` (see ``CompileOptions``).
-    ``input_shapes`` fixes inputs whose shapes the model leaves open. ``progress`` is called with a stage's name and
-    the fraction done.
+    ``auto``, ``popcount``, ``bitsliced``, ``float``; ``sign_zero`` one of ``plus``, ``exact`` (see ``CompileOptions``);
+    ``max_depth`` bounds channel trees. ``input_shapes`` fixes inputs whose shapes the model leaves open. ``progress``
+    is called with a stage's name and the fraction done.
 
     Raises:
         BnncError: one of its children, with a one-line message that names the cause and the way out.
     """
-    options = _options(target, algorithm, sign_zero, input_shapes, verify, dump_dir)
+    options = _options(target, algorithm, sign_zero, max_depth, input_shapes, verify, dump_dir)
     report_progress = progress or (lambda _stage, _part: None)
     checked = parse_target(options.target)
     report_progress("reading the model", 0.0)
@@ -92,7 +96,7 @@ def lower_model(
 ) -> LoweredModel:
     """Run all phases of the pipeline on an imported model."""
     layers: list[BinaryLayer] = []
-    todo = phases(target.tvm_target, algorithm=options.algorithm, sign_zero=options.sign_zero, layers=layers)
+    todo = phases(target.tvm_target, choice=_choice(options), sign_zero=options.sign_zero, layers=layers)
     with target.tvm_target:
         module = run_phases(imported.module, todo, dump_dir=options.dump_dir, progress=progress)
     return LoweredModel(module, tuple(layers), _report(imported, target, module))
@@ -104,16 +108,17 @@ def inspect_model(
     target: str = "native",
     algorithm: str = "auto",
     sign_zero: str = "plus",
+    max_depth: int = 8,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """The report of a model, layer by layer, without generating code."""
-    options = _options(target, algorithm, sign_zero, input_shapes, verify=False, dump_dir=None)
+    options = _options(target, algorithm, sign_zero, max_depth, input_shapes, verify=False, dump_dir=None)
     checked = parse_target(options.target)
     if progress is not None:
         progress("reading the model", 0.0)
     imported = import_onnx(model, input_shapes=options.input_shapes)
-    todo = phases(checked.tvm_target, algorithm=options.algorithm, sign_zero=options.sign_zero)
+    todo = phases(checked.tvm_target, choice=_choice(options), sign_zero=options.sign_zero)
     with checked.tvm_target:
         # What comes after lowering changes nothing that the report says.
         lowering = next(index for index, phase in enumerate(todo) if phase.name == "lower")
@@ -121,10 +126,16 @@ def inspect_model(
     return _report(imported, checked, module)
 
 
+def _choice(options: CompileOptions) -> ChoiceOptions:
+    planning = TreePlanning(max_depth=options.max_depth, cache=cache_folder() / "trees")
+    return ChoiceOptions(options.algorithm, planning)
+
+
 def _options(
     target: str,
     algorithm: str,
     sign_zero: str,
+    max_depth: int,
     input_shapes: Mapping[str, tuple[int, ...]] | None,
     verify: bool,
     dump_dir: str | os.PathLike[str] | None,
@@ -132,10 +143,13 @@ def _options(
     for name, value in (("algorithm", algorithm), ("sign_zero", sign_zero)):
         if value not in _CHOICES[name]:
             raise UsageError(f"{name} {value!r} is none of {', '.join(_CHOICES[name])}")
+    if max_depth < 1:
+        raise UsageError(f"max_depth must be 1 or more, not {max_depth}")
     return CompileOptions(
         target=target,
         algorithm=algorithm,  # type: ignore[arg-type]
         sign_zero=sign_zero,  # type: ignore[arg-type]
+        max_depth=max_depth,
         input_shapes=dict(input_shapes or {}),
         verify=verify,
         dump_dir=None if dump_dir is None else Path(dump_dir),

@@ -88,13 +88,28 @@ def popcount_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
     signs = spec.binary_weights.signs
     alphabet = alphabet_of(spec)
     mapped = output_map(spec)
-    epilogue = {"has_scale": mapped.scaled is not None, "has_bias": mapped.bias is not None}
+    has_scale, has_bias = mapped.scaled is not None, mapped.bias is not None
     if spec.geometry is not None:
         zero_padded = spec.ring is None and any(spec.geometry.pads)
-        function = popcount_conv2d(spec.geometry, alphabet=alphabet, zero_padded=zero_padded, isa=isa, **epilogue)
+        function = popcount_conv2d(
+            spec.geometry,
+            alphabet=alphabet,
+            zero_padded=zero_padded,
+            has_scale=has_scale,
+            has_bias=has_bias,
+            isa=isa,
+        )
         constants = popcount_conv2d_constants(spec.geometry, signs, alphabet=alphabet, zero_padded=zero_padded)
     else:
-        function = popcount_dense(spec.rows, spec.fan_in, spec.out_channels, alphabet=alphabet, isa=isa, **epilogue)
+        function = popcount_dense(
+            spec.rows,
+            spec.fan_in,
+            spec.out_channels,
+            alphabet=alphabet,
+            has_scale=has_scale,
+            has_bias=has_bias,
+            isa=isa,
+        )
         constants = popcount_dense_constants(signs, alphabet=alphabet)
     product = Kernel(function, (*constants, *mapped.arguments), spec.output_shape, "float32")
     return LayerKernels("popcount", (pack_kernel(spec, isa), product), mapped)

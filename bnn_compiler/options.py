@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Algorithm = Literal["auto", "popcount", "float"]
+Algorithm = Literal["auto", "popcount", "bitsliced", "float"]
 SignZero = Literal["plus", "exact"]
 
 
@@ -16,12 +16,13 @@ class CompileOptions:
     """Options of one compilation; the command line and ``compile_model`` both build this.
 
     ``sign_zero`` says what ``Sign(0)`` of a general float tensor is: ``plus`` takes it as +1 (a binary layer, said in
-    the report), ``exact`` keeps ONNX's 0 (a three-valued layer).
+    the report), ``exact`` keeps ONNX's 0 (a three-valued layer). ``max_depth`` bounds channel trees.
     """
 
     target: str = "native"
     algorithm: Algorithm = "auto"
     sign_zero: SignZero = "plus"
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    max_depth: int = 8
     verify: bool = True
     dump_dir: Path | None = None

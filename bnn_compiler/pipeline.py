@@ -8,8 +8,9 @@ from pathlib import Path
 
 import tvm
 
+from bnn_compiler.kernel_choice import ChoiceOptions
 from bnn_compiler.layers import BinaryLayer
-from bnn_compiler.options import Algorithm, SignZero
+from bnn_compiler.options import SignZero
 from bnn_compiler.passes import ExposeActivationBits, FoldBatchNorm, LowerBinaryOps, PartitionBinaryOps, float_pipeline
 
 Progress = Callable[[str, float], None]
@@ -26,7 +27,7 @@ class Phase:
 def phases(
     target: tvm.target.Target,
     *,
-    algorithm: Algorithm = "auto",
+    choice: ChoiceOptions,
     sign_zero: SignZero = "plus",
     layers: list[BinaryLayer] | None = None,
 ) -> tuple[Phase, ...]:
@@ -35,9 +36,10 @@ def phases(
         # Batch-norm becomes multiply-add, so that later phases see one spelling of a per-channel affine map.
         Phase("normalise", (FoldBatchNorm(),)),
         # Binary layers become composites that still carry their float semantics; all others get a reason.
-        Phase("partition", (PartitionBinaryOps(algorithm=algorithm, sign_zero=sign_zero),)),
-        # Composites become calls of pack and popcount kernels, each also callable alone for verification.
-        Phase("lower", (LowerBinaryOps(target, layers=layers),)),
+        Phase("partition", (PartitionBinaryOps(algorithm=choice.algorithm, sign_zero=sign_zero),)),
+        # Composites become calls of kernels, popcount or bit-sliced along a channel tree. Each layer is also a
+        # function of its own, for verification.
+        Phase("lower", (LowerBinaryOps(target, choice=choice, layers=layers),)),
         # The float rest gets register-tiled kernels, fused element-wise operators and schedules.
         Phase("float", tuple(float_pipeline(target))),
         # Two kinds of functions that only verification calls: it counts the signs that came out differently.

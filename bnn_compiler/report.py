@@ -39,19 +39,39 @@ class _Layer(TypedDict):
     reason: str
     detail: str
     macs: int
-    algorithm: Literal["popcount", "float"]
+    algorithm: Literal["popcount", "bitsliced", "float"]
     kernel: str | None
     weight_shape: list[int]
     weight_bytes: int
 
 
+class TreeReport(TypedDict):
+    """The channel tree of a layer: planes added per pixel vector, and that divided by the number of weights."""
+
+    planes: int
+    cost_ratio: float
+    synthetic_nodes: int
+    depth: int
+
+
+class ChoiceReport(TypedDict, total=False):
+    """Why a layer has its algorithm; ``tree`` is there when one was solved."""
+
+    source: Literal["forced", "only", "predicted", "measured"]
+    popcount_us: float
+    bitsliced_us: float
+    tree: TreeReport
+
+
 class LayerReport(_Layer, total=False):
     """One convolution or dense layer, in the order of the graph.
 
-    ``function``, ``input`` and ``output`` are there when ``algorithm`` is ``popcount``: the artifact's function of
-    this layer alone, the ONNX tensor it takes and the one it gives; null where a tensor has no name in the model.
+    ``function``, ``input``, ``output`` and ``choice`` are there unless ``algorithm`` is ``float``: the artifact's
+    function of this layer alone, the ONNX tensor it takes and the one it gives (null where a tensor has no name in the
+    model), and how the algorithm was chosen.
     """
 
+    choice: ChoiceReport
     function: str
     input: str | None
     output: str | None
@@ -156,7 +176,8 @@ def _layer_report(entry: Mapping[str, Any]) -> LayerReport:
         # A float layer stores its weights as float32.
         "weight_bytes": entry.get("weight_bytes", 4 * math.prod(entry["weight_shape"])),
     }
-    if entry["algorithm"] == "popcount":
+    if entry["algorithm"] != "float":
+        report["choice"] = entry["choice"]
         report["function"], report["input"], report["output"] = entry["function"], entry["input"], entry["output"]
     return report
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tvm
 
+from bnn_compiler.kernel_choice import ChoiceOptions
 from bnn_compiler.options import Algorithm, SignZero
 from bnn_compiler.target import target_in_scope
 
@@ -33,13 +34,14 @@ class CompileBinaryOps:
         optimize_float: bool = False,
     ) -> None:
         self._target = target
+        self._algorithm = algorithm
         self._partition = PartitionBinaryOps(algorithm=algorithm, sign_zero=sign_zero)
         self._optimize_float = optimize_float
 
     def transform_module(self, module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Compile the binary layers of ``main``; the report is the module attribute ``bnnc.layers``."""
         target = target_in_scope(self._target)
-        passes = [FoldBatchNorm(), self._partition, LowerBinaryOps(target)]
+        passes = [FoldBatchNorm(), self._partition, LowerBinaryOps(target, ChoiceOptions(self._algorithm))]
         if self._optimize_float:
             passes += float_pipeline(target)
         return tvm.transform.Sequential(passes)(module)

@@ -1,4 +1,4 @@
-"""Turn composites of binary layers into calls of pack and popcount kernels.
+"""Turn composites of binary layers into calls of the kernels that are chosen for them.
 
 1. Each composite call in ``main`` becomes call_tir(product, call_tir(pack, x)). Layers that read the same tensor with
    the same comparison and padding share one pack.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,11 @@ from tvm.ir import Call, GlobalVar
 
 from bnn_compiler.composites import apply_moves, binary_composites, composite_names, read_composite
 from bnn_compiler.constants import Array
-from bnn_compiler.layer_kernels import Kernel, LayerKernels, popcount_kernels
+from bnn_compiler.kernel_choice import Choice, ChoiceOptions, choose_kernels
+from bnn_compiler.layer_kernels import Kernel
 from bnn_compiler.layers import BinaryLayer, BinarySpec, LayerNames, Move
 from bnn_compiler.passes.partition_binary_ops import LAYERS_ATTR
-from bnn_compiler.schedules.isa import detect_isa
+from bnn_compiler.schedules.isa import Isa, detect_isa
 from bnn_compiler.target import target_in_scope
 
 
@@ -44,32 +46,30 @@ class _Constants:
 
 @relax.expr_functor.mutator
 class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
-    def __init__(self, module: tvm.IRModule, specs: dict[str, tuple[BinarySpec, LayerKernels]]) -> None:
+    def __init__(self, module: tvm.IRModule, plans: dict[str, _Planned]) -> None:
         super().__init__(module)
-        self._specs = specs
+        self._plans = plans
         self._constants = _Constants()
         self._shared: dict[tuple[Any, ...], relax.Expr] = {}
 
     def visit_call_(self, call: Call) -> relax.Expr:
         """Rule 1."""
         name = call.op.name_hint if isinstance(call.op, GlobalVar) else None
-        if name not in self._specs:
+        if name not in self._plans:
             return super().visit_call_(call)
-        spec, kernels = self._specs[name]
-        return self._emit_layer(self.builder_, self.visit_expr(call.args[0]), spec, kernels, share=True)
+        return self._emit_layer(self.builder_, self.visit_expr(call.args[0]), self._plans[name], share=True)
 
-    def layer_function(self, name: str, spec: BinarySpec, kernels: LayerKernels) -> None:
+    def layer_function(self, name: str, plan: _Planned) -> None:
         """Rule 2: add ``name`` to the module."""
-        x = relax.Var("x", relax.TensorType(spec.input_shape, "float32"))
+        x = relax.Var("x", relax.TensorType(plan.spec.input_shape, "float32"))
         builder = self.builder_
         with builder.function(name, [x]):
             with builder.dataflow():
-                output = builder.emit_output(self._emit_layer(builder, x, spec, kernels, share=False))
+                output = builder.emit_output(self._emit_layer(builder, x, plan, share=False))
             builder.emit_func_output(output)
 
-    def _emit_layer(
-        self, builder: relax.BlockBuilder, x: relax.Expr, spec: BinarySpec, kernels: LayerKernels, *, share: bool
-    ) -> relax.Expr:
+    def _emit_layer(self, builder: relax.BlockBuilder, x: relax.Expr, plan: _Planned, *, share: bool) -> relax.Expr:
+        spec, kernels = plan.spec, plan.choice.kernels
         value = self._moved(builder, x, spec.prefix) if share else apply_moves(builder, x, spec.prefix)
         for kernel in kernels.stages[:-1]:
             value = self._call(builder, kernel, value, share=share)
@@ -96,45 +96,59 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         return result
 
 
-def lower_module(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.IRModule, list[BinaryLayer]]:
+@dataclass(frozen=True, eq=False)
+class _Planned:
+    """One composite: its name in the module, its names in ONNX, what it computes and with which kernels."""
+
+    composite: str
+    names: LayerNames
+    spec: BinarySpec
+    choice: Choice
+
+
+def lower_module(
+    module: tvm.IRModule, target: tvm.target.Target, options: ChoiceOptions
+) -> tuple[tvm.IRModule, list[BinaryLayer]]:
     """The lowered module and what verification needs of each layer, in the order of the report."""
-    isa = detect_isa(target)
-    names: list[tuple[str, LayerNames]] = []
-    specs: dict[str, tuple[BinarySpec, LayerKernels]] = {}
-    for variable, function in binary_composites(module).items():
-        spec = read_composite(function)
-        specs[variable.name_hint] = (spec, popcount_kernels(spec, isa))
-        names.append((variable.name_hint, composite_names(function)))
     attributes = dict(module.attrs.items()) if module.attrs else {}
     entries = json.loads(str(attributes.get(LAYERS_ATTR, "[]")))
-    order = {entry["name"]: index for index, entry in enumerate(entries)}
-    names.sort(key=lambda item: order.get(item[1].node, len(order)))
-
-    lowerer = _Lowerer(module, specs)
+    planned = _plan(module, detect_isa(target), options, [entry["name"] for entry in entries])
+    lowerer = _Lowerer(module, {plan.composite: plan for plan in planned})
     lowerer.builder_.update_func(module.get_global_var("main"), lowerer.visit_expr(module["main"]))
+    entry_of = {entry["name"]: entry for entry in entries}
     layers = []
-    for index, (composite, layer_names) in enumerate(names):
-        spec, kernels = specs[composite]
-        lowerer.layer_function(f"layer_{index}", spec, kernels)
-        layers.append(_binary_layer(f"layer_{index}", layer_names, spec, kernels))
-    lowered = lowerer.builder_.get()
-    functions = {v: f for v, f in lowered.functions.items() if v.name_hint not in specs}
-    by_node = {layer.name: layer for layer in layers}
-    for entry in entries:
-        layer = by_node.get(entry["name"])
-        if entry["algorithm"] != "float" and layer is not None:
-            entry |= {
-                "kernel": layer.kernel,
-                "weight_bytes": layer.weight_bytes,
-                "function": layer.function,
-                "input": layer.input_tensor,
-                "output": layer.output_tensor,
-            }
+    for index, plan in enumerate(planned):
+        layer = _binary_layer(f"layer_{index}", plan)
+        lowerer.layer_function(layer.function, plan)
+        layers.append(layer)
+        entry_of.get(layer.name, {}).update(
+            algorithm=plan.choice.kernels.algorithm,
+            kernel=layer.kernel,
+            weight_bytes=layer.weight_bytes,
+            choice=plan.choice.details,
+            function=layer.function,
+            input=layer.input_tensor,
+            output=layer.output_tensor,
+        )
     attributes[LAYERS_ATTR] = json.dumps(entries)
+    composites = {plan.composite for plan in planned}
+    functions = {v: f for v, f in lowerer.builder_.get().functions.items() if v.name_hint not in composites}
     return relax.transform.DeadCodeElimination()(tvm.IRModule(functions, attrs=attributes)), layers
 
 
-def _binary_layer(function: str, names: LayerNames, spec: BinarySpec, kernels: LayerKernels) -> BinaryLayer:
+def _plan(module: tvm.IRModule, isa: Isa, options: ChoiceOptions, order: Sequence[str]) -> list[_Planned]:
+    """Kernels for every composite, in the order of the report."""
+    planned = []
+    for variable, function in binary_composites(module).items():
+        spec = read_composite(function)
+        choice = choose_kernels(spec, isa, options)
+        planned.append(_Planned(variable.name_hint, composite_names(function), spec, choice))
+    position = {name: index for index, name in enumerate(order)}
+    return sorted(planned, key=lambda plan: position.get(plan.names.node, len(order)))
+
+
+def _binary_layer(function: str, plan: _Planned) -> BinaryLayer:
+    names, spec, kernels = plan.names, plan.spec, plan.choice.kernels
     return BinaryLayer(
         name=names.node,
         function=function,
@@ -165,13 +179,19 @@ def _channel_axis(spec: BinarySpec) -> int:
 class LowerBinaryOps:
     """See the module's docstring; what verification needs of each layer is appended to ``layers``."""
 
-    def __init__(self, target: tvm.target.Target | None = None, layers: list[BinaryLayer] | None = None) -> None:
+    def __init__(
+        self,
+        target: tvm.target.Target | None = None,
+        choice: ChoiceOptions | None = None,
+        layers: list[BinaryLayer] | None = None,
+    ) -> None:
         self._target = target
+        self._choice = choice or ChoiceOptions()
         self._layers = layers
 
     def transform_module(self, module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Lower every composite of ``module``."""
-        lowered, layers = lower_module(module, target_in_scope(self._target))
+        lowered, layers = lower_module(module, target_in_scope(self._target), self._choice)
         if self._layers is not None:
             self._layers.extend(layers)
         return lowered

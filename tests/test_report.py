@@ -25,6 +25,7 @@ def layer(**changes: object) -> LayerReport:
         "kernel": "conv",
         "weight_shape": [1, 64, 1, 1],
         "weight_bytes": 8,
+        "choice": {"source": "only"},
         "function": "layer_0",
         "input": "x",
         "output": "y",

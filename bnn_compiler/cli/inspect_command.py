@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,7 +27,7 @@ def inspect_command(
     path: Path,
     as_json: bool,
     input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
-    **options: str,
+    **options: Any,
 ) -> None:
     """Show MODEL.onnx or MODEL.so layer by layer; no code is generated or run."""
     context.subject = str(path)

@@ -20,8 +20,12 @@ def compile_options(command: Command) -> Command:
             help="What Sign(0) of a float tensor is: +1, or ONNX's 0.",
         ),
         click.option(
-            "--algorithm", type=click.Choice(["auto", "popcount", "float"]), default="auto", show_default=True,
-            help="How binary layers are computed.",
+            "--max-depth", type=click.IntRange(min=1), default=8, show_default=True,
+            help="Most edges between a channel and the root of its channel tree.",
+        ),
+        click.option(
+            "--algorithm", type=click.Choice(["auto", "popcount", "bitsliced", "float"]), default="auto",
+            show_default=True, help="How binary layers are computed.",
         ),
         click.option(
             "--input-shape", "input_shapes", type=InputShape(), multiple=True,

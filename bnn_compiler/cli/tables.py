@@ -126,7 +126,7 @@ def _timing_row(timing: TimingReport) -> Sequence[str]:
 
 def _kernel_or_reason(layer: LayerReport) -> str:
     reason = layer["reason"] and f"{layer['reason']}: {layer['detail'] or REASONS[layer['reason']]}"
-    kernel = layer["kernel"] if layer["algorithm"] == "popcount" else None
+    kernel = layer["kernel"] if layer["algorithm"] != "float" else None
     return "; ".join(part for part in (kernel, reason or layer["detail"]) if part)
 
 

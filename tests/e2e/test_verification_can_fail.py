@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import bnn_compiler
+from bnn_compiler import kernel_choice
 from bnn_compiler.cli.main import run
 from bnn_compiler.errors import VerificationError
 from bnn_compiler.layer_kernels import LayerKernels, popcount_kernels
 from bnn_compiler.layers import BinarySpec
-from bnn_compiler.passes import lower_binary_ops
 from bnn_compiler.schedules.isa import Isa
 from tests.conftest import ModelFinder
 
@@ -66,7 +66,7 @@ def test_wrong_kernel(
 ) -> None:
     path = small_model(graph)
     layers = [layer["name"] for layer in bnn_compiler.inspect_model(path)["layers"]]
-    monkeypatch.setattr(lower_binary_ops, "popcount_kernels", wrong)
+    monkeypatch.setattr(kernel_choice, "popcount_kernels", wrong)
     with pytest.raises(VerificationError) as caught:
         bnn_compiler.compile_model(path)
     named = [layer for layer in layers if repr(layer) in str(caught.value)]

@@ -1,0 +1,161 @@
+"""The bit-sliced plan of a convolution: a channel tree per group, and the kernels that count along it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bnn_compiler.constants import Array
+from bnn_compiler.cost_model import CostModel
+from bnn_compiler.layer_kernels import Kernel, LayerKernels, alphabet_of, output_map, pack_kernel
+from bnn_compiler.layers import BinarySpec
+from bnn_compiler.schedules.bit_planes import PlaneLayout, make_bit_planes
+from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants, make_layout
+from bnn_compiler.schedules.channel_program import ALL_MINUS, ALL_PLUS, MOST_PLANES, ChannelTree, make_program
+from bnn_compiler.schedules.isa import Isa
+from bnn_compiler.schedules.popcount import WORD_BITS
+from bnn_compiler.trees.channel_tree import ChannelTree as SolvedTree
+from bnn_compiler.trees.solve import solve_channel_tree
+
+#: Solves the tree of one group's sign matrix uint8 [M, N].
+Solver = Callable[[Array], SolvedTree]
+
+
+@dataclass(frozen=True)
+class TreePlanning:
+    """How trees are found: see ``solve_channel_tree``. ``cache`` is a folder, or None for none."""
+
+    max_depth: int = 8
+    effort: str = "fast"
+    seed: int = 0
+    cache: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class BitslicedPlan:
+    """A layout, one solved tree per group, and what the model predicts."""
+
+    layout: PlaneLayout
+    trees: tuple[SolvedTree, ...]
+
+    @property
+    def additions(self) -> int:
+        """Planes added per block of pixels, all groups together."""
+        return int(sum(np.sum(tree.edge_costs) for tree in self.trees))
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of all groups, channels included."""
+        return sum(len(tree.vectors) for tree in self.trees)
+
+    @property
+    def vectors(self) -> float:
+        """Vectors of pixels, narrower ones as their fraction of the widest."""
+        return float(sum(run.blocks * run.lanes for run in self.layout.runs)) / self.layout.lanes
+
+    @property
+    def cost_ratio(self) -> float:
+        """Planes added ÷ weights."""
+        weights = sum(int(tree.channels) * int(tree.vectors.shape[1]) for tree in self.trees)
+        return self.additions / weights
+
+    def nanoseconds(self, model: CostModel) -> float:
+        """Predicted time of the planes and the counting kernel."""
+        return model.bitsliced_ns(
+            self.layout.geometry,
+            taps=self.layout.taps,
+            blocks=self.vectors,
+            lanes=self.layout.lanes,
+            additions=self.additions,
+            nodes=self.nodes,
+        )
+
+
+def can_be_bitsliced(spec: BinarySpec, isa: Isa) -> bool:
+    """Whether the kernels take the layer: a convolution whose planes a 16-bit index can name."""
+    if spec.geometry is None:
+        return False
+    return make_layout(spec.geometry, alphabet_of(spec), isa).taps + 1 <= MOST_PLANES
+
+
+def optimistic_nanoseconds(spec: BinarySpec, isa: Isa, model: CostModel, ratio: float) -> float:
+    """The time if the tree had this cost ratio: a cheap test of whether it is worth being solved."""
+    assert spec.geometry is not None
+    layout = make_layout(spec.geometry, alphabet_of(spec), isa)
+    blocks = sum(run.blocks * run.lanes for run in layout.runs) / layout.lanes
+    weights = spec.out_channels * spec.fan_in
+    return model.bitsliced_ns(
+        spec.geometry,
+        taps=layout.taps,
+        blocks=blocks,
+        lanes=layout.lanes,
+        additions=ratio * weights,
+        nodes=spec.out_channels,
+    )
+
+
+def plan_bitsliced(spec: BinarySpec, isa: Isa, model: CostModel, planning: TreePlanning) -> BitslicedPlan:
+    """Solve the trees of a convolution, one per group."""
+    assert spec.geometry is not None
+    layout = make_layout(spec.geometry, alphabet_of(spec), isa)
+    groups = spec.geometry.groups
+    signs = spec.binary_weights.signs.reshape(groups, spec.geometry.group_out_channels, -1)
+    overhead = model.node_overhead(layout.taps, layout.lanes)
+    trees = tuple(
+        solve_channel_tree(
+            group.astype(np.uint8),
+            max_depth=planning.max_depth,
+            node_overhead=overhead,
+            effort=planning.effort,  # type: ignore[arg-type]
+            seed=planning.seed,
+            cache=planning.cache,
+        )
+        for group in signs
+    )
+    return BitslicedPlan(layout, trees)
+
+
+def bitsliced_kernels(spec: BinarySpec, isa: Isa, plan: BitslicedPlan) -> LayerKernels:
+    """The kernels of a planned layer.
+
+    Raises:
+        ValueError: a tree does not fit the weights (a corrupt cache, an edited module).
+    """
+    assert spec.geometry is not None
+    layout, alphabet = plan.layout, alphabet_of(spec)
+    signs = spec.binary_weights.signs
+    _check_trees(signs.reshape(spec.geometry.groups, spec.geometry.group_out_channels, -1), plan.trees)
+    mapped = output_map(spec)
+    program = make_program(layout, [_as_program_tree(tree) for tree in plan.trees])
+    zero_padded = spec.ring is None and any(spec.geometry.pads)
+    constants = bitsliced_conv2d_constants(layout, signs, zero_padded=zero_padded)
+    function = bitsliced_conv2d(
+        layout, program, constants, has_scale=mapped.scaled is not None, has_bias=mapped.bias is not None, isa=isa
+    )
+    tables: list[Array] = [program.indices, program.nodes]
+    if spec.geometry.groups > 1:
+        tables.append(program.first_rows)
+    planes = make_bit_planes(layout, f"bit_planes_{alphabet}_{layout.lanes * WORD_BITS}")
+    stages = (
+        pack_kernel(spec, isa),
+        Kernel(planes, (), layout.shape, "uint64"),
+        Kernel(function, (*tables, *constants, *mapped.arguments), spec.output_shape, "float32"),
+    )
+    return LayerKernels("bitsliced", stages, mapped)
+
+
+def _check_trees(signs: Array, trees: tuple[SolvedTree, ...]) -> None:
+    for group, (wanted, tree) in enumerate(zip(signs, trees, strict=True)):
+        if not np.array_equal(tree.vectors[: tree.channels].astype(bool), wanted):
+            raise ValueError(f"the channel tree of group {group} is of other weights than the layer's")
+
+
+def _as_program_tree(tree: SolvedTree) -> ChannelTree:
+    parents = [
+        int(parent) if parent >= 0 else (ALL_PLUS if root == "plus" else ALL_MINUS)
+        for parent, root in zip(tree.parents, tree.roots, strict=True)
+    ]
+    return ChannelTree(tree.vectors.astype(bool), parents)
