@@ -26,9 +26,6 @@ from bnn_compiler.options import Algorithm
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.popcount import planes, words_per
 
-#: Trained networks reach 0.2 to 0.3 planes per weight, weights trained to be alike 0.05; below the first of these a
-#: tree of ordinary weights has not been seen.
-_OPTIMISTIC_RATIO = 0.2
 #: The bit-sliced prediction errs by up to this factor (``benchmarks/calibrate_cost_model.py`` prints the errors), the
 #: popcount one by 3 %: so bit-sliced has to be predicted faster by more.
 _MODEL_ERROR = 1.35
@@ -60,7 +57,7 @@ def choose_kernels(spec: BinarySpec, isa: Isa, options: ChoiceOptions) -> Choice
         return Choice(bitsliced_kernels(spec, isa, plan), {"source": "forced", "tree": _tree_report(plan)})
     popcount = _popcount_nanoseconds(spec, model)
     details: dict[str, Any] = {"source": "predicted", "popcount_us": round(popcount / 1e3, 2)}
-    if optimistic_nanoseconds(spec, isa, model, _OPTIMISTIC_RATIO) * _MODEL_ERROR >= popcount:
+    if optimistic_nanoseconds(spec, isa, model) * _MODEL_ERROR >= popcount:
         return Choice(popcount_kernels(spec, isa), details)
     plan = plan_bitsliced(spec, isa, model, options.planning)
     bitsliced = plan.nanoseconds(model)

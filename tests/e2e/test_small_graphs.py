@@ -64,6 +64,17 @@ def test_float_algorithm(name: str, small_model: ModelFinder) -> None:
         np.testing.assert_array_equal(actual, expected)
 
 
+# Every form of convolution that the bit-sliced kernels take; the rest of these graphs falls back to popcount.
+@pytest.mark.parametrize("name", [
+    "base_sign_conv", "grouped4", "depthwise", "dilation2", "asym_pads", "k1_s2", "k1x7", "k2_even", "cin1", "cout1",
+    "cin65_cout7", "k_full", "sign_of_zero", "pad_minus1", "pad_before_sign", "conv1d", "bn_sign_opset17",
+    "int_threshold_tie_gt", "shared_weight", "bias",
+])  # fmt: skip
+def test_bitsliced_algorithm(name: str, small_model: ModelFinder) -> None:
+    for actual, expected in run_recorded(small_model(name), "bitsliced"):
+        np.testing.assert_array_equal(actual, expected)
+
+
 @pytest.mark.parametrize("name", ["base_sign_conv", "cin65_cout7", "grouped4", "gemm_noT", "pad_before_sign"])
 def test_exact_sign_of_zero(name: str, small_model: ModelFinder) -> None:
     """Three-valued activations: zeros in the input stay zeros, as in ONNX Runtime."""
