@@ -213,8 +213,8 @@ def _summarise(context: Context, solved: Sequence[SolvedLayer]) -> None:
     ours, paper = sum(entry.cost for entry in solved) / size, sum(entry.paper_cost for entry in solved) / size
     layers = "1 layer" if len(solved) == 1 else f"{len(solved)} layers"
     context.say(
-        f"{layers}: {ours:.3f} of all weights, the paper's trees {paper:.3f}; the shared sum of all planes (N per layer "
-        "and group, which the epilogue needs in any case) is not in either"
+        f"{layers}: {ours:.3f} of all weights, the paper's trees {paper:.3f}; the shared sum of all planes (N per "
+        "layer and group, which the epilogue needs in any case) is not in either"
     )
     problems = sorted({entry.trees[0].bound_problem for entry in solved})
     context.say(f"gap: to a lower bound on: {'; '.join(problems)}")

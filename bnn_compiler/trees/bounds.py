@@ -36,8 +36,9 @@ Ints = npt.NDArray[np.int64]
 UNITS = 256
 _ITERATIONS = {"fast": 0, "default": 600, "thorough": 3000}
 _PATIENCE = 15
-# The multipliers take 4·D·M² bytes; beyond this the spanning tree's bound has to do.
-_MOST_MULTIPLIERS = 1 << 26
+# About five arrays of 4·(D - 1)·M² bytes are alive at once; beyond this (4096 channels at depth 4) the spanning tree's
+# bound has to do.
+_MOST_MULTIPLIERS = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)

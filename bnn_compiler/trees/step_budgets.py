@@ -32,8 +32,8 @@ class PlainBudget:
 def synthetic_budget(effort: Effort, channels: int, words: int) -> SyntheticBudget:
     """About 0.5 s, 5 s, 100 s at 512 channels; never so few steps that the heat cannot fall, nor more than help."""
     least, most = {"fast": (1, 20), "default": (3, 100), "thorough": (20, 1000)}[effort]
-    sweeps = int(_WORK[effort] / (channels**2 * words))
-    return SyntheticBudget(restarts=1, sweeps=min(max(sweeps, least), most))
+    work = _WORK[effort] * max(1.0, channels / 512)
+    return SyntheticBudget(restarts=1, sweeps=min(max(int(work / (channels**2 * words)), least), most))
 
 
 def plain_budget(effort: Effort, channels: int) -> PlainBudget:
