@@ -1,0 +1,275 @@
+"""Bit-sliced convolutions beside the popcount kernel and ONNX Runtime fp32: one thread, timed in turn in one run.
+
+    python benchmarks/bitsliced_kernels.py [--cpu CPU] [--only SUBSTRING] [--effort fast|default|thorough]
+
+``star`` counts every channel from the nearer root, ``tree`` along the solved channel tree. Times are microseconds, of
+kernels called on prepared buffers: ``pack`` is float to bits, which both ways need, ``planes`` is bits to bit planes.
+Ratios are of the minima, packing included on both sides; ``ratio`` is planes counted over weights. First come the
+costs of the inner loop: nanoseconds per plane with planes in L1 and in L2, beside a loop of the same full adders on
+registers alone, which is the floor. The layers are in bitsliced_kernels.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+import tvm
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from bnn_compiler.bench import Call, cpu_name, time_in_turn
+from bnn_compiler.schedules.bit_counter import BitSlicedCounter
+from bnn_compiler.schedules.bit_planes import make_bit_planes
+from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants, make_layout
+from bnn_compiler.schedules.channel_program import (
+    ALL_MINUS,
+    ALL_PLUS,
+    NO_CHANNEL,
+    NODE_FIELDS,
+    ChannelProgram,
+    ChannelTree,
+    make_program,
+)
+from bnn_compiler.schedules.geometry import ConvGeometry
+from bnn_compiler.schedules.isa import Isa, detect_isa
+from bnn_compiler.schedules.kernel_builder import Argument, bind, build_kernel, load, serial, store
+from bnn_compiler.schedules.pack import pack_conv_activations
+from bnn_compiler.schedules.popcount_conv import conv_bits_shape, popcount_conv2d, popcount_conv2d_constants
+from bnn_compiler.target import parse_target
+from bnn_compiler.trees.solve import solve_channel_tree
+
+LAYERS = Path(__file__).with_suffix(".json")
+ROUNDS = 25
+_FLOOR_BLOCKS = 4096
+Effort = Literal["fast", "default", "thorough"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution of random ±1 weights, or (``flip``) of channels that differ from one vector in few weights."""
+
+    name: str
+    geometry: ConvGeometry
+    flip: float | None
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> Layer:
+        """Read an entry of the layer file."""
+        conv: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry["conv"].items()
+        }
+        return cls(entry["name"], ConvGeometry(batch=entry.get("batch", 1), **conv), entry.get("flip"))
+
+    def signs(self) -> NDArray[np.bool_]:
+        """The signs of the weights, bool [O, C, kh, kw]."""
+        rng = np.random.default_rng(0)
+        shape = (self.geometry.out_channels, self.geometry.group_in_channels, *self.geometry.kernel)
+        if self.flip is None:
+            return np.asarray(rng.random(shape) < 0.5)
+        return np.asarray((rng.random((1, *shape[1:])) < 0.5) ^ (rng.random(shape) < self.flip))
+
+
+class Kernels:
+    """Kernels of one build with their arguments."""
+
+    def __init__(self, target: tvm.target.Target) -> None:
+        self._target = target
+        self._functions: dict[str, Any] = {}
+        self._arguments: dict[str, list[Any]] = {}
+
+    def add(self, name: str, function: Any, arguments: Sequence[Any]) -> None:
+        """Add a kernel and the tensors it is called with."""
+        self._functions[name] = function.with_attr("global_symbol", name)
+        self._arguments[name] = list(arguments)
+
+    def calls(self) -> dict[str, Call]:
+        """Build, and return one call per kernel, in the order they were added."""
+        executable = tvm.compile(tvm.IRModule(self._functions), target=self._target)
+
+        def call_of(name: str) -> Call:
+            function, arguments = executable[name], self._arguments[name]
+            return lambda: function(*arguments)
+
+        return {name: call_of(name) for name in self._functions}
+
+
+def tensor(array: NDArray[Any]) -> Any:
+    return tvm.runtime.tensor(array)
+
+
+def star(vectors: NDArray[np.bool_]) -> ChannelTree:
+    """Every channel from the nearer root."""
+    mostly_plus = 2 * vectors.sum(axis=1) > vectors.shape[1]
+    return ChannelTree(vectors, np.where(mostly_plus, ALL_PLUS, ALL_MINUS).tolist())
+
+
+def solved(vectors: NDArray[np.bool_], overhead: float, effort: Effort) -> ChannelTree:
+    """The solver's tree."""
+    tree = solve_channel_tree(vectors.astype(np.uint8), node_overhead=overhead, effort=effort)
+    parents = [
+        int(parent) if parent >= 0 else (ALL_PLUS if root == "plus" else ALL_MINUS)
+        for parent, root in zip(tree.parents, tree.roots, strict=True)
+    ]
+    return ChannelTree(tree.vectors.astype(np.bool_), parents)
+
+
+def peer_call(geometry: ConvGeometry, signs: NDArray[np.bool_], x: NDArray[np.float32]) -> Call:
+    """ONNX Runtime's fp32 convolution, without the sign."""
+    shape = (geometry.batch, geometry.out_channels, geometry.out_height, geometry.out_width)
+    weights = numpy_helper.from_array(np.where(signs, 1, -1).astype(np.float32), "w")
+    attributes: dict[str, Any] = {"kernel_shape": geometry.kernel, "strides": geometry.strides, "pads": geometry.pads}
+    node = helper.make_node("Conv", ["x", "w"], ["y"], **attributes)
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)]
+    graph = helper.make_graph([node], "layer", inputs, outputs, [weights])
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"x": x})
+
+
+def measure(layer: Layer, target: tvm.target.Target, effort: Effort) -> None:
+    """Time one layer every way, check that all agree, and print its line."""
+    geometry, isa, signs = layer.geometry, detect_isa(target), layer.signs()
+    layout = make_layout(geometry, "bipolar", isa)
+    vectors = signs.reshape(len(signs), -1)
+    programs = {
+        "star": make_program(layout, [star(vectors)]),
+        "tree": make_program(layout, [solved(vectors, 32.0, effort)]),
+    }
+    x = np.random.default_rng(1).standard_normal(
+        (geometry.batch, geometry.in_channels, geometry.height, geometry.width)
+    ).astype(np.float32)  # fmt: skip
+    bits = tensor(np.zeros(conv_bits_shape(geometry, "bipolar"), np.uint64))
+    planes = tensor(np.zeros(layout.shape, np.uint64))
+    shape = (geometry.batch, geometry.out_channels, geometry.out_height, geometry.out_width)
+    outputs = {name: tensor(np.zeros(shape, np.float32)) for name in ("popcount", "star", "tree")}
+    kernels = Kernels(target)
+    kernels.add("pack", pack_conv_activations(geometry, isa=isa), [tensor(x), bits])
+    popcount = popcount_conv2d(geometry, alphabet="bipolar", zero_padded=True, has_scale=False, has_bias=False, isa=isa)
+    constants = popcount_conv2d_constants(geometry, signs, alphabet="bipolar", zero_padded=True)
+    kernels.add("popcount", popcount, [bits, *map(tensor, constants), outputs["popcount"]])
+    kernels.add("planes", make_bit_planes(layout, "planes"), [bits, planes])
+    for name, program in programs.items():
+        constants = bitsliced_conv2d_constants(layout, signs, zero_padded=True)
+        function = bitsliced_conv2d(layout, program, constants, has_scale=False, has_bias=False, isa=isa)
+        kernels.add(name, function, [planes, *map(tensor, (program.indices, program.nodes, *constants)), outputs[name]])
+    calls = kernels.calls()
+    for call in calls.values():
+        call()
+    for name in programs:
+        np.testing.assert_array_equal(outputs[name].numpy(), outputs["popcount"].numpy())
+    times = [min(seconds) * 1e6 for seconds in time_in_turn([*calls.values(), peer_call(geometry, signs, x)], ROUNDS)]
+    took = dict(zip([*calls, "fp32"], times, strict=True))
+    ours = {name: took["pack"] + took["planes"] + took[name] for name in programs}
+    print(
+        f"{layer.name:27} {took['fp32']:8.0f} {took['pack']:6.1f} {took['popcount']:8.1f} {took['planes']:6.1f}"
+        f" {took['star']:8.1f} {took['tree']:8.1f} {programs['tree'].planes / vectors.size:6.3f}"
+        f" {(took['pack'] + took['popcount']) / ours['star']:6.2f}"
+        f" {(took['pack'] + took['popcount']) / ours['tree']:6.2f} {took['fp32'] / ours['tree']:6.1f}",
+        flush=True,
+    )
+
+
+def measure_loop(target: tvm.target.Target) -> None:
+    """Print what one plane, one node and one channel cost, and the floor of a plane."""
+    isa = detect_isa(target)
+    kernels = Kernels(target)
+    geometries = {"L1": ConvGeometry(1, 64, 16, 32, 64, (3, 3)), "L2": ConvGeometry(1, 256, 16, 32, 64, (3, 3))}
+    programs: dict[str, ChannelProgram] = {}
+    for name, geometry in geometries.items():
+        layout = make_layout(geometry, "bipolar", isa)
+        planes = tensor(np.zeros(layout.shape, np.uint64))
+        for differing in (256, 512):
+            for synthetic in (True, False):
+                program = _chain(layout.weights, differing, geometry.out_channels, layout, synthetic=synthetic)
+                key = f"{name}_{differing}_{'nodes' if synthetic else 'channels'}"
+                programs[key] = program
+                constants = (np.zeros((geometry.out_channels, 1), np.int32),)
+                function = bitsliced_conv2d(layout, program, constants, has_scale=False, has_bias=False, isa=isa)
+                shape = (1, geometry.out_channels, geometry.out_height, geometry.out_width)
+                output = tensor(np.zeros(shape, np.float32))
+                tables = map(tensor, (program.indices, program.nodes, *constants))
+                kernels.add(key, function, [planes, *tables, output])
+    lanes = isa.vector_bits // 64
+    kernels.add("floor", _floor_kernel(lanes, isa), [tensor(np.ones((16, lanes), np.uint64))])
+    calls = kernels.calls()
+    times = dict(
+        zip(calls, (min(seconds) * 1e9 for seconds in time_in_turn(list(calls.values()), ROUNDS)), strict=True)
+    )
+    print(f"ns per {isa.vector_bits}-bit plane: {times['floor'] / _FLOOR_BLOCKS / 64:.3f} on registers alone", end="")
+    for name, geometry in geometries.items():
+        layout = make_layout(geometry, "bipolar", isa)
+        blocks = sum(run.blocks for run in layout.runs)
+        few, many = f"{name}_256_nodes", f"{name}_512_nodes"
+        per_plane = (times[many] - times[few]) / blocks / (programs[many].planes - programs[few].planes)
+        kilobytes = layout.taps * lanes // 128
+        print(f", {per_plane:.3f} from {name} ({kilobytes} KiB)", end="")
+        if name == "L2":
+            channel = (times["L2_512_channels"] - times[many]) / blocks / geometry.out_channels
+            print(f"; a channel's epilogue {channel:.0f} ns")
+
+
+def _chain(weights: int, differing: int, nodes: int, layout: Any, *, synthetic: bool) -> ChannelProgram:
+    """Nodes in a chain, each with ``differing`` random weights that its parent has not."""
+    rng = np.random.default_rng(0)
+    vectors = np.zeros((nodes, weights), np.bool_)
+    current = rng.random(weights) < 0.5
+    for node in range(nodes):
+        current = current.copy()
+        current[rng.permutation(weights)[:differing]] ^= True
+        vectors[node] = current
+    program = make_program(layout, [ChannelTree(vectors, [ALL_MINUS, *range(nodes - 1)])])
+    if synthetic:
+        program.nodes[1:, NODE_FIELDS.index("channel")] = NO_CHANNEL
+    return program
+
+
+def _floor_kernel(lanes: int, isa: Isa) -> Any:
+    """Blocks of 64 planes, all of them the same few registers, into a counter of 12 bits."""
+
+    def emit(buffers: Mapping[str, Any]) -> None:
+        counter = BitSlicedCounter(12, lanes, isa)
+        for level in range(12):
+            counter.set_plane(level, load(buffers["x"], level * lanes, lanes))
+        planes = [bind(load(buffers["x"], (12 + i) * lanes, lanes)) for i in range(4)]
+        with serial(_FLOOR_BLOCKS):
+            counter.count(64, lambda i: planes[i % 4], subtract=False)
+        for level in range(12):
+            store(buffers["x"], level * lanes, counter.plane(level), lanes)
+
+    return build_kernel("floor", "floor", [Argument("x", (16, lanes), "uint64")], emit)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cpu", help="compile for this CPU instead of this machine's, to measure its kernels")
+    parser.add_argument("--only", default="", help="layers whose name contains this")
+    parser.add_argument("--effort", default="default", choices=("fast", "default", "thorough"), help="of the solver")
+    options = parser.parse_args()
+    target_text = f"llvm -mcpu={options.cpu}" if options.cpu else "native"
+    target = parse_target(target_text).tvm_target
+    layers = [Layer.from_json(entry) for entry in json.loads(LAYERS.read_text(encoding="utf-8"))]
+    print(f"{cpu_name()}, target {target_text}, one thread; microseconds are minima")
+    measure_loop(target)
+    print(f"{'':27} {'':8} {'':6} {'':8} {'':6} {'':8} {'':8} {'':6}  ÷ popcount    ÷ fp32")
+    print(
+        f"{'':27} {'fp32':>8} {'pack':>6} {'popcount':>8} {'planes':>6} {'star':>8} {'tree':>8} {'ratio':>6}"
+        f" {'star':>6} {'tree':>6} {'tree':>6}"
+    )
+    for layer in layers:
+        if options.only in layer.name:
+            measure(layer, target, options.effort)
+
+
+if __name__ == "__main__":
+    main()
