@@ -101,7 +101,7 @@ class Kernels:
         return {name: call_of(name) for name in self._functions}
 
 
-def tensor(array: NDArray[Any]) -> Any:
+def tensor(array: Any) -> Any:
     return tvm.runtime.tensor(array)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from tvm import tirx
 
 from bnn_compiler.schedules.kernel_builder import Expr, bind, constant
 
@@ -59,3 +60,34 @@ def butterfly_semantics(a: UInt64Array, b: UInt64Array, distance: int) -> tuple[
     shift = np.uint64(distance)
     difference = ((a >> shift) ^ b) & np.uint64(low_mask(distance))
     return a ^ (difference << shift), b ^ difference
+
+
+def exchange_bytes(vectors: Sequence[Word], lanes: int) -> list[Word]:
+    """Transpose the 8 x 8 bytes that eight vectors (uint8 x 8L) hold in each 64-bit lane, by shuffles of two vectors.
+
+    Byte j of lane l of result i is byte i of lane l of vector j.
+    """
+    zero = constant(0, "uint8", 8 * lanes)
+    current = list(vectors)
+    for distance in (4, 2, 1):
+        for first in range(8):
+            if not first & distance:
+                a, b = current[first], current[first + distance]
+                if a is None and b is None:
+                    continue
+                pair = [zero if a is None else a, zero if b is None else b]
+                for side, order in enumerate(byte_exchange_order(lanes, distance)):
+                    indices = [tirx.const(index, "int32") for index in order]
+                    current[first + side * distance] = bind(tirx.Shuffle(pair, indices))
+    return current
+
+
+def byte_exchange_order(lanes: int, distance: int) -> tuple[list[int], list[int]]:
+    """Shuffle indices of a butterfly on the bytes of each 64-bit lane of a pair of vectors (both results).
+
+    Byte i of the first result is byte i of a where i has no bit ``distance``, else byte i − distance of b.
+    """
+    octets = 8 * lanes
+    first = [i if not i & distance else octets + i - distance for i in range(octets)]
+    second = [i + distance if not i & distance else octets + i for i in range(octets)]
+    return first, second

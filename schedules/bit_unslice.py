@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 
-from bnn_compiler.schedules.bit_matrix import butterflies
+from bnn_compiler.schedules.bit_matrix import butterflies, exchange_bytes
 from bnn_compiler.schedules.bit_planes import PixelOrder
 from bnn_compiler.schedules.intrinsics import affine_transpose, has_affine_transpose
 from bnn_compiler.schedules.isa import Isa
@@ -137,21 +137,11 @@ class AffineUnslicer(Unslicer):
         if all(plane is None for plane in planes):
             return [None] * 8
         octets = typed("uint8", 8 * self.lanes)
-        zero = constant(0, "uint8", 8 * self.lanes)
         # The instruction takes the highest bit from the lowest byte.
-        current = list(reversed(planes))
-        for distance in (4, 2, 1):
-            for first in range(8):
-                if not first & distance:
-                    a, b = current[first], current[first + distance]
-                    if a is None and b is None:
-                        continue
-                    pair = [zero if a is None else a, zero if b is None else b]
-                    for side, order in enumerate(byte_exchange_order(self.lanes, distance)):
-                        current[first + side * distance] = bind(tirx.Shuffle(pair, _indices(order)))
+        words = exchange_bytes([*reversed(planes)], self.lanes)
         return [
             None if word is None else bind(tirx.reinterpret(octets, affine_transpose(word, self.lanes)))
-            for word in current
+            for word in words
         ]
 
     def _words(self, low: Expr | None, high: Expr | None, half: int) -> Expr:
@@ -165,17 +155,6 @@ class AffineUnslicer(Unslicer):
             order += [position, 8 * lanes + position]
         pair = [zero if low is None else low, zero if high is None else high]
         return tirx.reinterpret(typed("uint16", 4 * lanes), tirx.Shuffle(pair, _indices(order)))
-
-
-def byte_exchange_order(lanes: int, distance: int) -> tuple[list[int], list[int]]:
-    """Shuffle indices of a butterfly on the bytes of each 64-bit lane of a pair of vectors (both results).
-
-    Byte i of the first result is byte i of a where i has no bit ``distance``, else byte i − distance of b.
-    """
-    octets = 8 * lanes
-    first = [i if not i & distance else octets + i - distance for i in range(octets)]
-    second = [i + distance if not i & distance else octets + i for i in range(octets)]
-    return first, second
 
 
 def interleave_order(words: int) -> tuple[list[int], list[int]]:

@@ -38,6 +38,18 @@ def _kernel(inputs: int, results: int, size: int, compute: Callable[[list[Any]],
     return build_kernel("kernel", "kernel", arguments, emit)
 
 
+def _ternary_logic(table: int, lanes: int, isa: Isa) -> Callable[[list[Any]], Sequence[Any]]:
+    return lambda x: [ternary_logic(x[0], x[1], x[2], table, lanes, isa)]
+
+
+def _full_adder(lanes: int, isa: Isa, subtract: bool) -> Callable[[list[Any]], Sequence[Any]]:
+    return lambda x: full_adder(x[0], x[1], x[2], lanes, isa, subtract=subtract)
+
+
+def _planes_from(buffer: Any, first: int, lanes: int) -> Callable[[int], Any]:
+    return lambda i: bind(load(buffer, (first + i) * lanes, lanes))
+
+
 def _lanes(isa: Isa) -> list[int]:
     return [lanes for lanes in (8, 4, 2) if lanes * 64 <= isa.vector_bits]
 
@@ -52,17 +64,12 @@ def test_ternary_logic(cpu: str) -> None:
     names = [(lanes, table) for lanes in _lanes(isa) for table in TRUTH_TABLES]
     kernels = CompiledKernels(
         cpu,
-        {
-            f"k{lanes}_{table}": _kernel(
-                3, 1, lanes, lambda x, lanes=lanes, table=table: [ternary_logic(*x, table, lanes, isa)]
-            )
-            for lanes, table in names
-        },
+        {f"k{lanes}_{table}": _kernel(3, 1, lanes, _ternary_logic(table, lanes, isa)) for lanes, table in names},
     )
     for lanes, table in names:
         x = _random(np.random.default_rng(0), 3, lanes)
         result = kernels.run(f"k{lanes}_{table}", [x.reshape(-1)], (lanes,), "uint64")
-        np.testing.assert_array_equal(result, ternary_logic_semantics(*x, table))
+        np.testing.assert_array_equal(result, ternary_logic_semantics(x[0], x[1], x[2], table))
 
 
 def test_ternary_logic_semantics_are_the_table() -> None:
@@ -75,7 +82,7 @@ def test_ternary_logic_semantics_are_the_table() -> None:
 def test_unknown_tables_are_refused_without_ternary_logic() -> None:
     isa = runnable_isa("x86-64")
     with pytest.raises(ValueError, match="0x12"):
-        _kernel(3, 1, 2, lambda x: [ternary_logic(*x, 0x12, 2, isa)])
+        _kernel(3, 1, 2, lambda x: [ternary_logic(x[0], x[1], x[2], 0x12, 2, isa)])
 
 
 @pytest.mark.parametrize("cpu", X86_CPUS)
@@ -83,12 +90,10 @@ def test_full_adder(cpu: str) -> None:
     isa = runnable_isa(cpu)
     for subtract in (False, True):
         for lanes in _lanes(isa):
-            kernel = _kernel(
-                3, 2, lanes, lambda x, lanes=lanes, subtract=subtract: full_adder(*x, lanes, isa, subtract=subtract)
-            )
+            kernel = _kernel(3, 2, lanes, _full_adder(lanes, isa, subtract))
             x = _random(np.random.default_rng(1), 3, lanes)
             result = CompiledKernels(cpu, {"adder": kernel}).run("adder", [x.reshape(-1)], (2 * lanes,), "uint64")
-            expected = full_adder_semantics(*x, subtract=subtract)
+            expected = full_adder_semantics(x[0], x[1], x[2], subtract=subtract)
             np.testing.assert_array_equal(result.reshape(2, lanes), expected)
 
 
@@ -117,7 +122,7 @@ def test_butterfly(cpu: str, distance: int) -> None:
     result = kernels.run("butterfly", [x.reshape(-1)], (6 * lanes,), "uint64").reshape(3, 2, lanes)
     zero = np.zeros_like(x[0])
     for found, pair in zip(result, [(x[0], x[1]), (x[0], zero), (zero, x[1])], strict=True):
-        np.testing.assert_array_equal(found, butterfly_semantics(*pair, distance))
+        np.testing.assert_array_equal(found, butterfly_semantics(pair[0], pair[1], distance))
 
 
 def test_butterflies_transpose() -> None:
@@ -170,11 +175,7 @@ def test_counter_and_unslicing(cpu: str) -> None:
                     counter.set_plane(level, load(buffers["start"], level * lanes, lanes))
                 first = 0
                 for count, subtract in ((64, False), (8, True), (16, False)):
-                    counter.count(
-                        count,
-                        lambda i, first=first: bind(load(buffers["planes"], (first + i) * lanes, lanes)),
-                        subtract=subtract,
-                    )
+                    counter.count(count, _planes_from(buffers["planes"], first, lanes), subtract=subtract)
                     first += count
                 planes = [counter.plane(level) for level in range(bits)]
                 for start, floats in unslicer.floats(planes, 64 * lanes):
