@@ -189,8 +189,9 @@ def test_bad_options_are_refused() -> None:
 
 
 def test_a_golden_tree_is_the_same_on_every_machine() -> None:
-    """Decisions are integer arithmetic, so these trees come out everywhere; only a change of the search changes them."""
-    word, rows = 1, []
+    """Decisions are integer arithmetic, so these trees come out everywhere; only another search gives others."""
+    word = 1
+    rows: list[list[int]] = []
     for _ in range(40):
         bits = 0
         for _ in range(4):
