@@ -19,7 +19,7 @@ from .channel_tree import ChannelTree, TreeError
 from .problem import SignMatrix, TreeOptions
 
 # Raise this when a search or a bound changes, so that old trees are not taken for new ones.
-FORMAT = 1
+FORMAT = 2
 
 
 def cache_key(matrix: SignMatrix, options: TreeOptions) -> str:
