@@ -37,11 +37,16 @@ from bnn_compiler.target import CompileTarget, parse_target
 from tests.schedules.kernel_harness import Array
 
 #: LLVM target text, emulator, zig's name of the target.
-_MACHINES = {
+MACHINES = {
     "aarch64": ("llvm -mcpu=cortex-a72", "qemu-aarch64", "aarch64-linux-musl"),
     "armv7": ("llvm -mtriple=armv7l-linux-gnueabihf -mcpu=cortex-a7", "qemu-arm", "arm-linux-musleabihf"),
 }
-_DTYPES = {"uint64": "{kDLUInt, 64, 1}", "int32": "{kDLInt, 32, 1}", "float32": "{kDLFloat, 32, 1}"}
+_DTYPES = {
+    "uint64": "{kDLUInt, 64, 1}",
+    "uint16": "{kDLUInt, 16, 1}",
+    "int32": "{kDLInt, 32, 1}",
+    "float32": "{kDLFloat, 32, 1}",
+}
 
 _MAIN = """
 #include <stdio.h>
@@ -156,7 +161,7 @@ def _c_source(cases: Mapping[str, Case]) -> str:
     return "\n".join([*lines, "  return 0;", "}"])
 
 
-def _run(target: CompileTarget, emulator: str, zig_target: str, cases: Mapping[str, Case], folder: Path) -> bytes:
+def run_on(target: CompileTarget, emulator: str, zig_target: str, cases: Mapping[str, Case], folder: Path) -> bytes:
     named = {name: case.function.with_attr("global_symbol", name) for name, case in cases.items()}
 
     def link(output: str, objects: Sequence[str], **_: Any) -> None:
@@ -178,9 +183,9 @@ def _run(target: CompileTarget, emulator: str, zig_target: str, cases: Mapping[s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("machine", _MACHINES)
+@pytest.mark.parametrize("machine", MACHINES)
 def test_arm_kernels(machine: str, tmp_path: Path) -> None:
-    target_text, emulator, zig_target = _MACHINES[machine]
+    target_text, emulator, zig_target = MACHINES[machine]
     if shutil.which(emulator) is None:
         pytest.skip(f"no {emulator}: apt-get install qemu-user")
     if importlib.util.find_spec("ziglang") is None:
@@ -204,7 +209,7 @@ def test_arm_kernels(machine: str, tmp_path: Path) -> None:
         *_overflow_case(4_200 * 64, isa),
     ]
     cases = {f"k{index}": case for index, case in enumerate(listed)}
-    output = _run(target, emulator, zig_target, cases, tmp_path)
+    output = run_on(target, emulator, zig_target, cases, tmp_path)
     for name, case in cases.items():
         data, output = output[: case.expected.nbytes], output[case.expected.nbytes :]
         found = np.frombuffer(data, case.expected.dtype).reshape(case.expected.shape)
