@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def print_layers(streams: Streams, report: Report) -> None:
     """Layer by layer: binary or why not, MACs, bytes of weights, kernel. Fits a terminal of 80 columns."""
-    table = _table(streams)
+    table = make_table(streams)
     table.add_column("layer", overflow="fold")
     for heading in ("op", "status"):
         table.add_column(heading, no_wrap=True)
@@ -38,7 +38,7 @@ def print_layers(streams: Streams, report: Report) -> None:
             f"{layer['weight_bytes']:,}",
             escape(_kernel_or_reason(layer)),
         )
-    _print(streams, table)
+    print_table(streams, table)
 
 
 def summarise_layers(report: Report) -> str:
@@ -86,23 +86,23 @@ def print_notes(streams: Streams, report: Report) -> None:
 def print_bench(streams: Streams, report: BenchReport) -> None:
     """Latency beside ONNX Runtime, whole network and per binary layer."""
     streams.out.write(f"{report['machine']}, threads: {report['threads']}; microseconds, minimum (median)\n")
-    table = _table(streams)
+    table = make_table(streams)
     for heading in ("", "MACs", "bnnc µs", "ONNX Runtime µs", "speed-up", "GMAC/s"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for timing in (report["network"], *report["layers"]):
         table.add_row(*_timing_row(timing))
-    _print(streams, table)
+    print_table(streams, table)
 
 
 def print_outputs(streams: Streams, outputs: Mapping[str, npt.NDArray[np.generic]]) -> None:
     """Name, dtype, shape and first values of a network's outputs."""
-    table = _table(streams)
+    table = make_table(streams)
     for heading in ("output", "dtype", "shape", "first values"):
         table.add_column(heading, no_wrap=heading != "first values")
     for name, value in outputs.items():
         first = " ".join(f"{item:.6g}" for item in value.reshape(-1)[:10].tolist())
         table.add_row(escape(name), str(value.dtype), "×".join(map(str, value.shape)) or "scalar", first)
-    _print(streams, table)
+    print_table(streams, table)
 
 
 def count(number: int) -> str:
@@ -130,7 +130,7 @@ def _kernel_or_reason(layer: LayerReport) -> str:
     return "; ".join(part for part in (kernel, reason or layer["detail"]) if part)
 
 
-def _print(streams: Streams, table: Table) -> None:
+def print_table(streams: Streams, table: Table) -> None:
     console = streams.console
     if streams.out.isatty():
         console.print(table)
@@ -141,5 +141,5 @@ def _print(streams: Streams, table: Table) -> None:
     streams.out.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
 
-def _table(streams: Streams) -> Table:
+def make_table(streams: Streams) -> Table:
     return Table(box=box.SIMPLE_HEAD if streams.out.isatty() else None, pad_edge=False, header_style="bold")

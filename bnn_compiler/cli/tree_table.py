@@ -8,8 +8,7 @@ from typing import Any
 from rich.markup import escape
 
 from .streams import Streams
-from .tables import _print as print_table
-from .tables import _table as make_table
+from .tables import make_table, print_table
 
 
 def print_trees(streams: Streams, layers: Sequence[Mapping[str, Any]]) -> None:
