@@ -131,6 +131,7 @@ def _kernel_or_reason(layer: LayerReport) -> str:
 
 
 def print_table(streams: Streams, table: Table) -> None:
+    """Print a table: as it is on a terminal, without padding elsewhere."""
     console = streams.console
     if streams.out.isatty():
         console.print(table)
@@ -142,4 +143,5 @@ def print_table(streams: Streams, table: Table) -> None:
 
 
 def make_table(streams: Streams) -> Table:
+    """An empty table in the style of the command line."""
     return Table(box=box.SIMPLE_HEAD if streams.out.isatty() else None, pad_edge=False, header_style="bold")
