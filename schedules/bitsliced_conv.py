@@ -56,8 +56,6 @@ from bnn_compiler.schedules.popcount_conv import border_classes, has_border_corr
 _INDICES_PER_WORD = 4
 _INDEX_BITS = 16
 _TABLE_LANES = 16
-#: Border classes that fit a byte: the map of classes is read once per channel and block, and shares L1 with the planes.
-_BYTE_CLASSES = 256
 
 
 def counter_bits(geometry: ConvGeometry) -> int:
@@ -94,9 +92,9 @@ def bitsliced_conv2d_constants(
     padded = -(-offsets.shape[1] // _TABLE_LANES) * _TABLE_LANES
     table = np.zeros((len(signs), padded), np.int32)
     table[:, : offsets.shape[1]] = offsets
-    pixels = np.zeros(layout.padded_pixels, np.uint8 if len(outside) <= _BYTE_CLASSES else np.int32)
+    pixels = np.zeros(layout.padded_pixels, np.int32)
     pixels[: layout.pixels] = np.tile(classes, layout.geometry.batch)
-    return table, pixels
+    return table, np.asarray(pixels, np.int32)
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ def bitsliced_conv2d(
         arguments.append(Argument("first_rows", (geometry.groups + 1,), "int32"))
     arguments.append(Argument("offsets", constants[0].shape, "int32"))
     if sizes.has_classes:
-        arguments.append(Argument("pixel_class", constants[1].shape, str(constants[1].dtype)))
+        arguments.append(Argument("pixel_class", constants[1].shape, "int32"))
     for present, parameter in ((has_scale, "scale"), (has_bias, "bias")):
         if present:
             arguments.append(Argument(parameter, (geometry.out_channels,), "float32"))
