@@ -118,7 +118,7 @@ def test_lists_are_padded_to_short_blocks() -> None:
     vector[0, :101] = True
     program = make_program(layout, [ChannelTree(vector, [ALL_MINUS])])
     assert program.planes == 104
-    assert program.nodes[0, 3:7].tolist() == [0, 0, 1, 5]
+    assert program.nodes[0, 3:7].tolist() == [0, 0, 3, 1]
     assert (program.indices[101:] == layout.zero_plane * index_scale(layout)).all()
 
 
