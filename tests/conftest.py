@@ -41,6 +41,30 @@ def _found(name: str, *, small: bool) -> Path:
     return path
 
 
+#: ``--slow=part`` runs every so-manieth slow test, always the same ones.
+SLOW_STEP = 8
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--slow``."""
+    parser.addoption(
+        "--slow",
+        choices=["none", "part", "all"],
+        default="none",
+        help="tests marked slow (sweeps, kernels under emulation): none, a fixed part as in CI, or all",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the slow tests that ``--slow`` does not ask for."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    wanted = {"none": [], "part": slow[::SLOW_STEP], "all": slow}[config.getoption("--slow")]
+    left_out = set(slow) - set(wanted)
+    if left_out:
+        config.hook.pytest_deselected(items=sorted(left_out, key=lambda item: item.nodeid))
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session")
 def network() -> ModelFinder:
     """Path of a whole evaluation network by name; its inputs and outputs are beside it as .npz."""
