@@ -24,8 +24,8 @@ from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa
 
 _COEFFICIENTS = Path(__file__).with_suffix(".json")
-#: Measured instruction sets, and which of them stands in for one that was not.
-_NEAREST = {"neon": "avx2_lookup", "portable": "portable"}
+#: Which measured instruction set stands in for one that was not.
+_NEAREST = {"neon": "avx2_lookup"}
 _WORD_BITS = 64
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -33,9 +34,9 @@ class LayerNames:
 class BinarySpec:
     """Everything a kernel needs to know of a layer.
 
-    ``weights`` float32 [O, Cg, kh, kw] (conv) or [K, O] (dense); ``threshold`` a scalar or [1, C, 1, 1] / [1, K];
-    ``direction`` likewise or None; ``scale`` and ``bias`` float32[O] or None. ``padding`` is the ring of ±values
-    around the activation, ``geometry.pads`` ONNX zero padding plus that ring.
+    ``weights`` float32 [O, Cg, kh, kw] (conv) or [K, O] (dense); ``threshold`` a scalar or [C, 1, 1] / [K];
+    ``direction`` likewise or None; ``scale`` and ``bias`` float32[O] or None. ``geometry.pads`` is filled with
+    ``ring``, or with ONNX's zeros where that is None.
     """
 
     input_shape: tuple[int, ...]
@@ -53,7 +54,7 @@ class BinarySpec:
     scale: Array | None
     bias: Array | None
 
-    @property
+    @cached_property
     def binary_weights(self) -> BinaryWeights:
         """Signs [O, …] and α per output channel; raises if a hand-made composite holds weights that are not binary."""
         found = analyse_weights(self.weights if self.geometry else self.weights.T)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -11,32 +10,12 @@ from numpy.typing import NDArray
 from bnn_compiler.schedules.channel_program import ALL_MINUS, ALL_PLUS, ChannelTree
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.pack import PackRule
-from bnn_compiler.schedules.popcount import Alphabet
 from bnn_compiler.schedules.reference import binarise, conv2d_reference, pack_conv_reference, values_of
 from tests.schedules.kernel_harness import Array
+from tests.schedules.paddings import Padding
 
 TreeKind = Literal["minus_star", "plus_star", "chain", "random", "synthetic", "equal", "opposite"]
 TREES: tuple[TreeKind, ...] = ("minus_star", "plus_star", "chain", "random", "synthetic", "equal", "opposite")
-
-
-@dataclass(frozen=True)
-class Padding:
-    """What surrounds an image: an alphabet, the ring's bits, and what they stand for."""
-
-    alphabet: Alphabet
-    zero_padded: bool
-    pad_bit: int
-    pad_value: int
-
-
-PADDINGS = {
-    "bipolar-zero": Padding("bipolar", True, 0, 0),
-    "bipolar-minus": Padding("bipolar", False, 0, -1),
-    "bipolar-plus": Padding("bipolar", False, 1, 1),
-    "unsigned-zero": Padding("unsigned", True, 0, 0),
-    "unsigned-one": Padding("unsigned", False, 1, 1),
-    "ternary": Padding("ternary", True, 0, 0),
-}
 
 
 def random_signs(geometry: ConvGeometry, kind: TreeKind, rng: np.random.Generator) -> NDArray[np.bool_]:

@@ -15,8 +15,9 @@ from bnn_compiler.schedules.channel_program import make_program
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import detect_isa
 from bnn_compiler.schedules.program_expansion import expand_program, pack_node_vectors
-from tests.schedules.bitsliced_harness import PADDINGS, grow_trees, random_layer, random_signs
+from tests.schedules.bitsliced_harness import grow_trees, random_layer, random_signs
 from tests.schedules.kernel_harness import Array, CompiledKernels, cpu_target
+from tests.schedules.paddings import PADDINGS
 
 Side = Literal["before", "after"]
 

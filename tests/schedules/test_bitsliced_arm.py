@@ -17,8 +17,9 @@ from bnn_compiler.schedules.isa import Isa, detect_isa
 from bnn_compiler.schedules.program_expansion import expand_program, pack_node_vectors
 from bnn_compiler.schedules.reference import epilogue_reference
 from bnn_compiler.target import parse_target
-from tests.schedules.bitsliced_harness import PADDINGS, grow_trees, random_layer, random_signs
+from tests.schedules.bitsliced_harness import grow_trees, random_layer, random_signs
 from tests.schedules.kernel_harness import CompiledKernels
+from tests.schedules.paddings import PADDINGS
 from tests.schedules.test_arm_kernels import MACHINES, Case, run_on
 
 GEOMETRIES = {

@@ -18,16 +18,9 @@ from bnn_compiler.schedules.isa import Isa, detect_isa
 from bnn_compiler.schedules.popcount import OutDtype
 from bnn_compiler.schedules.popcount_conv import popcount_conv2d, popcount_conv2d_constants
 from bnn_compiler.schedules.reference import epilogue_reference
-from tests.schedules.bitsliced_harness import (
-    PADDINGS,
-    TREES,
-    Padding,
-    TreeKind,
-    grow_trees,
-    random_layer,
-    random_signs,
-)
+from tests.schedules.bitsliced_harness import TREES, TreeKind, grow_trees, random_layer, random_signs
 from tests.schedules.kernel_harness import X86_CPUS, Array, CompiledKernels, cpu_target, misaligned, runnable_isa
+from tests.schedules.paddings import PADDINGS, Padding
 
 GEOMETRIES = {
     "3x3": ConvGeometry(1, 64, 14, 14, 32, (3, 3), pads=(1, 1, 1, 1)),

@@ -14,7 +14,7 @@ from tvm import relax
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa, detect_isa
 from bnn_compiler.schedules.pack import PackRule, pack_conv_activations
-from bnn_compiler.schedules.popcount import Alphabet, OutDtype
+from bnn_compiler.schedules.popcount import OutDtype
 from bnn_compiler.schedules.popcount_conv import (
     border_classes,
     conv_bits_shape,
@@ -29,26 +29,7 @@ from bnn_compiler.schedules.reference import (
     values_of,
 )
 from tests.schedules.kernel_harness import X86_CPUS, Array, CompiledKernels, cpu_target, misaligned, runnable_isa
-
-
-@dataclass(frozen=True)
-class Padding:
-    """What surrounds an image: an alphabet, the ring's bits, and what they stand for."""
-
-    alphabet: Alphabet
-    zero_padded: bool
-    pad_bit: int
-    pad_value: int
-
-
-PADDINGS = {
-    "bipolar-zero": Padding("bipolar", True, 0, 0),
-    "bipolar-minus": Padding("bipolar", False, 0, -1),
-    "bipolar-plus": Padding("bipolar", False, 1, 1),
-    "unsigned-zero": Padding("unsigned", True, 0, 0),
-    "unsigned-one": Padding("unsigned", False, 1, 1),
-    "ternary": Padding("ternary", True, 0, 0),
-}
+from tests.schedules.paddings import PADDINGS, Padding
 
 GEOMETRIES = {
     "3x3": ConvGeometry(1, 64, 14, 14, 32, (3, 3), pads=(1, 1, 1, 1)),
