@@ -25,6 +25,7 @@ def float_pipeline(target: tvm.target.Target) -> list[tvm.transform.Pass]:
         relax.transform.DecomposeOpsForInference(),
         # Phase 2: our own kernels, then TVM's definition of everything else.
         LowerFloatOps(target),
+        relax.backend.DispatchSortScan(),  # TopK and its kin, which LegalizeOps leaves
         relax.transform.LegalizeOps(),
         relax.transform.FoldConstant(),
         relax.transform.DeadCodeElimination(),

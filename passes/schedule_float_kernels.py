@@ -44,4 +44,5 @@ def _wants_schedule(function: tirx.PrimFunc) -> bool:
     attrs = function.attrs
     if KERNEL_ATTR in attrs or attrs.get("tirx.is_scheduled"):
         return False
-    return isinstance(function.body, tvm.s_tir.SBlockRealize)
+    # A body that is one single block (a call of TVM's run-time sort) has no root to schedule under.
+    return isinstance(function.body, tvm.s_tir.SBlockRealize) and function.body.block.name_hint == "root"

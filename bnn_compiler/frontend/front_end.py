@@ -52,7 +52,7 @@ def _import(source: Source, input_shapes: Mapping[str, tuple[int, ...]], name: s
     opset = standard_opset(model)
     model = inline_local_functions(model, opset)
     notes = ["the nodes were not in order, and have been sorted"] if check_graph(model) else []
-    choices = normalise(model, input_shapes)
+    choices = normalise(model, opset, input_shapes)
     return ImportedModel(
         name=name,
         module=import_graph(model, opset),

@@ -5,8 +5,9 @@ In order:
 1. initialisers that are also listed as inputs are constants (before IR version 4 all of them had to be listed);
 2. sparse initialisers become dense;
 3. every input dimension becomes a number (:mod:`bnn_compiler.frontend.input_shapes`);
-4. to a fixed point: shapes are inferred, constants folded (:mod:`bnn_compiler.frontend.constant_folding`), branches
-   with a known condition taken; then each branch that is left becomes a ``Where`` over both sides;
+4. to a fixed point: shapes are inferred, constants folded (:mod:`bnn_compiler.frontend.constant_folding`), operators
+   of quantisation tools replaced by standard ones (:mod:`bnn_compiler.frontend.custom_domains`), branches with a known
+   condition taken; then each branch that is left becomes a ``Where`` over both sides;
 5. ``auto_pad`` becomes explicit pads, and operands are checked (:mod:`bnn_compiler.frontend.operator_check`);
 6. ``Identity`` and ``Dropout`` go, where no name of the graph's border depends on them;
 7. all nodes have unique names.
@@ -22,6 +23,7 @@ from bnn_compiler.errors import ModelError
 
 from .branches import inline_known_branches, select_branches
 from .constant_folding import dense_initializers, fold_constants
+from .custom_domains import lower_custom_nodes, require_standard_nodes
 from .explicit_padding import make_padding_explicit
 from .input_shapes import fix_input_shapes
 from .memory_estimate import check_memory
@@ -35,8 +37,8 @@ MAX_VISITS = 1_000_000
 have at most one per layer, and they have thousands of nodes."""
 
 
-def normalise(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Normalise a model in place; notes for the user.
+def normalise(model: onnx.ModelProto, opset: int, input_shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Normalise a model of the standard operator set ``opset`` in place; notes for the user.
 
     Raises:
         UsageError: ``input_shapes`` does not fit the model, or leaves a dimension open.
@@ -48,9 +50,10 @@ def normalise(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]
     dense_initializers(model)  # 2
     notes = fix_input_shapes(model, input_shapes)  # 3
     name_nodes(model)  # branches are named after their If
-    _settle(model)
+    _settle(model, opset)
     while select_branches(model):  # a branch may hold another
-        _settle(model)
+        _settle(model, opset)
+    require_standard_nodes(model, opset)
     make_padding_explicit(model)  # 5
     check_operands(model)
     require_compiled_types(model)
@@ -60,14 +63,15 @@ def normalise(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]
     return notes
 
 
-def _settle(model: onnx.ModelProto) -> None:
+def _settle(model: onnx.ModelProto, opset: int) -> None:
     """Step 4 without the branches whose condition is not known."""
     visits = 0
     while visits <= MAX_VISITS:
         visits += len(model.graph.node)
         infer_shapes(model)
         check_memory(model)
-        if not fold_constants(model) and not inline_known_branches(model):
+        # All three in each round: one often makes another possible.
+        if not fold_constants(model) + lower_custom_nodes(model, opset) + inline_known_branches(model):
             return
     raise ModelError("the shapes of its tensors depend on each other in too long a chain")
 

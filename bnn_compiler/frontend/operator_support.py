@@ -10,6 +10,8 @@ from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map
 
 from bnn_compiler.errors import ModelError, UnsupportedOperatorError
 
+from .custom_domains import has_lowering
+from .custom_operators import CUSTOM_LOWERINGS
 from .onnx_graph import ONNX_DOMAINS, all_nodes, attribute_value, describe_node
 
 _NO_TENSOR = frozenset(
@@ -56,8 +58,10 @@ def check_operators(model: onnx.ModelProto) -> None:
     kinds = {(node.domain, node.op_type) for node in refused}
     others = f" ({len(refused)} nodes of {len(kinds)} such operators in all)" if len(refused) > 1 else ""
     if first.domain not in ONNX_DOMAINS:
+        known = ", ".join(CUSTOM_LOWERINGS.get(first.domain, ()))
         raise UnsupportedOperatorError(
-            f"{describe_node(first)}: operators of the domain {first.domain!r} are not supported{others}"
+            f"{describe_node(first)}: operators of the domain {first.domain!r} are not supported"
+            f"{f' except {known}' if known else ''}{others}"
         )
     training = " in training mode" if first.op_type in supported_operators() else ""
     raise UnsupportedOperatorError(
@@ -66,6 +70,8 @@ def check_operators(model: onnx.ModelProto) -> None:
 
 
 def _is_supported(node: NodeProto) -> bool:
+    if has_lowering(node):
+        return True
     if node.domain not in ONNX_DOMAINS or node.op_type not in supported_operators():
         return False
     # Before opset 14, more than one output asked for training.

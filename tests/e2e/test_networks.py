@@ -19,6 +19,10 @@ NETWORKS = {
     "birealnet18": (16, False),
     "larq_binaryresnete18": (16, False),
     "xnor_alexnet_fc768": (6, False),
+    # Quantisers of other domains, which ONNX Runtime cannot run: the recorded outputs are of the qonnx executor.
+    "brevitas_cnv_1w1a_qonnx": (8, False),
+    "qonnx_zoo_tfc_1w1a": (4, False),
+    "finn_tfc_multithreshold": (4, False),
 }
 
 
