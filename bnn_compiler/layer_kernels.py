@@ -162,8 +162,8 @@ def pack_kernel(spec: BinarySpec, isa: Isa) -> Kernel:
     if per_channel:
         constants.append(spec.threshold.reshape(-1).astype(np.float32))
     if spec.geometry is not None:
-        pad_bit = int(spec.ring is not None and spec.ring == spec.high)
-        function = pack_conv_activations(spec.geometry, pad_bit=pad_bit, **options)
+        pad_code = int(spec.ring is not None and spec.ring == spec.high)
+        function = pack_conv_activations(spec.geometry, pad_code=pad_code, **options)
         return Kernel(function, tuple(constants), conv_bits_shape(spec.geometry, alphabet), "uint64")
     function = pack_dense_activations(spec.rows, spec.fan_in, **options)
     shape = (spec.rows, planes(alphabet) * words_per(spec.fan_in))

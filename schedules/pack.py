@@ -5,10 +5,17 @@ Adjacent pixels fill the lanes of a vector; 32 channels are gathered into a vect
 masked *or* each, and two of those make a vector of 64-bit words.
 
 Predicates follow IEEE 754: all but ``ne`` and the negated ones (``nge`` is "not x >= t") are false on NaN.
+
+Activations of several levels become codes of k bits, a plane each. With ordered thresholds t_1 <= t_2 <= …, the code
+changes from c_{i-1} to c_i at t_i, so bit p is the exclusive or of [v predicate t_i] over those i that change bit p:
+about two masked operations per threshold, whatever the codes are.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -37,7 +44,7 @@ from bnn_compiler.schedules.kernel_builder import (
     typed,
     workspace,
 )
-from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, planes, words_per
+from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, code_bits, planes, words_per
 from bnn_compiler.schedules.popcount_conv import conv_bits_shape
 
 Predicate = Literal["ge", "gt", "le", "lt", "eq", "ne", "nge", "ngt", "nle", "nlt"]
@@ -50,26 +57,52 @@ _HALF_BITS = WORD_BITS // 2
 
 @dataclass(frozen=True)
 class PackRule:
-    """How an activation becomes a bit (or, ternary, two).
+    """How an activation becomes a bit (or, ternary, two; or the bits of a code).
 
     ``threshold`` is a number, or "channel" for a buffer with one per channel (feature). ``affine`` says that buffers
     scale and shift are given and applied first. A threshold buffer is float64 for float64 activations, all else is
     float32 (float16 activations are converted, which is exact). A ternary
     alphabet packs v > threshold, then v < threshold, and takes the predicate ``gt`` only.
+
+    ``codes`` are for alphabets of codes: the code below all thresholds, which is 0, and the code from each threshold
+    on. There is one threshold less than codes, ascending: a tuple, or "channel" for a buffer [thresholds, channels].
+    The predicate is ``ge`` or, where NaN is above all thresholds, ``nlt``.
     """
 
     predicate: Predicate = "ge"
-    threshold: float | Literal["channel"] = 0.0
+    threshold: float | tuple[float, ...] | Literal["channel"] = 0.0
     alphabet: Alphabet = "bipolar"
     affine: bool = False
     dtype: FloatDtype = "float32"
+    codes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a ternary alphabet with another predicate, and an affine map of float64."""
+        """Refuse a ternary alphabet with another predicate, an affine map of float64, codes that do not fit."""
         if self.affine and self.dtype == "float64":
             raise ValueError("an affine map is applied in float32: cast float64 activations first")
         if self.alphabet == "ternary" and self.predicate != "gt":
             raise ValueError(f"ternary activations are packed with predicate 'gt', found {self.predicate!r}")
+        if code_bits(self.alphabet) == 1 and not self.codes and not isinstance(self.threshold, tuple):
+            return
+        bits = code_bits(self.alphabet)
+        if bits == 1 or len(self.codes) < 2 or self.codes[0] != 0 or not all(0 <= c < 1 << bits for c in self.codes):
+            raise ValueError(f"the codes {self.codes} do not fit {self.alphabet} activations")
+        if self.threshold != "channel" and len(self.thresholds) != len(self.codes) - 1:
+            raise ValueError(f"{len(self.codes)} codes have {len(self.codes) - 1} thresholds, found {self.threshold}")
+        if self.predicate not in ("ge", "nlt"):
+            raise ValueError(f"codes are packed with predicate 'ge' or 'nlt', found {self.predicate!r}")
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The constant thresholds; none where they come in a buffer."""
+        if self.threshold == "channel":
+            return ()
+        return self.threshold if isinstance(self.threshold, tuple) else (self.threshold,)
+
+    def changes(self, plane: int) -> tuple[int, ...]:
+        """The thresholds at which bit ``plane`` of the code changes."""
+        pairs = itertools.pairwise(self.codes)
+        return tuple(i for i, (before, after) in enumerate(pairs) if (before ^ after) >> plane & 1)
 
     @property
     def compute_dtype(self) -> str:
@@ -83,8 +116,11 @@ class PackRule:
     def parameters(self, length: int) -> list[Argument]:
         """The parameter buffers, between the activation and the bits."""
         names = ["scale", "shift"] if self.affine else []
-        names += ["threshold"] if self.threshold == "channel" else []
-        return [Argument(name, (length,), self.compute_dtype) for name in names]
+        arguments = [Argument(name, (length,), self.compute_dtype) for name in names]
+        if self.threshold == "channel":
+            shape = (len(self.codes) - 1, length) if self.codes else (length,)
+            arguments.append(Argument("threshold", shape, self.compute_dtype))
+        return arguments
 
 
 def pack_conv_activations(
@@ -92,20 +128,21 @@ def pack_conv_activations(
     *,
     isa: Isa,
     predicate: Predicate = "ge",
-    threshold: float | Literal["channel"] = 0.0,
+    threshold: float | tuple[float, ...] | Literal["channel"] = 0.0,
     alphabet: Alphabet = "bipolar",
-    pad_bit: int = 0,
+    codes: tuple[int, ...] = (),
+    pad_code: int = 0,
     affine: bool = False,
     dtype: FloatDtype = "float32",
 ) -> PrimFunc:
     """The kernel (x [N, C, H, W], [scale [C], shift [C]], [threshold [C]]) -> bits, uint64 of ``conv_bits_shape``.
 
-    Bit c of word w is channel g·Cg + 64·w + c; bits past Cg are 0. The padding ring holds ``pad_bit`` in every real
-    channel; a ternary ring is 0, so it takes ``pad_bit`` 0 only. See ``PackRule`` for the rest.
+    Bit c of word w is channel g·Cg + 64·w + c; bits past Cg are 0. The padding ring holds ``pad_code``, a bit or a
+    code, in every real channel; a ternary ring is 0, so it takes ``pad_code`` 0 only. See ``PackRule`` for the rest.
     """
-    rule = PackRule(predicate, threshold, alphabet, affine, dtype)
-    if pad_bit not in (0, 1) or (pad_bit and alphabet == "ternary"):
-        raise ValueError(f"pad_bit {pad_bit} does not fit {alphabet} activations")
+    rule = PackRule(predicate, threshold, alphabet, affine, dtype, codes)
+    if not 0 <= pad_code < 1 << code_bits(alphabet) or (pad_code and alphabet == "ternary"):
+        raise ValueError(f"pad_code {pad_code} does not fit {alphabet} activations")
     shape = (geometry.batch, geometry.in_channels, geometry.height, geometry.width)
     arguments = [
         Argument("x", shape, dtype),
@@ -113,7 +150,7 @@ def pack_conv_activations(
         Argument("bits", conv_bits_shape(geometry, alphabet), "uint64"),
     ]
     name = f"pack_conv_{alphabet}_{isa.name}"
-    return build_kernel(name, name, arguments, lambda buffers: _emit_conv(geometry, rule, pad_bit, isa, buffers))
+    return build_kernel(name, name, arguments, lambda buffers: _emit_conv(geometry, rule, pad_code, isa, buffers))
 
 
 def pack_dense_activations(
@@ -122,8 +159,9 @@ def pack_dense_activations(
     *,
     isa: Isa,
     predicate: Predicate = "ge",
-    threshold: float | Literal["channel"] = 0.0,
+    threshold: float | tuple[float, ...] | Literal["channel"] = 0.0,
     alphabet: Alphabet = "bipolar",
+    codes: tuple[int, ...] = (),
     affine: bool = False,
     dtype: FloatDtype = "float32",
 ) -> PrimFunc:
@@ -131,7 +169,7 @@ def pack_dense_activations(
 
     Bit c of word l is feature c·KW + l (0 from K on), so that lanes run over adjacent features.
     """
-    rule = PackRule(predicate, threshold, alphabet, affine, dtype)
+    rule = PackRule(predicate, threshold, alphabet, affine, dtype, codes)
     arguments = [
         Argument("x", (rows, features), dtype),
         *rule.parameters(features),
@@ -144,17 +182,31 @@ def pack_dense_activations(
 class _WordPacker:
     """Packs up to 64 rows of adjacent elements into words: row c becomes bit c."""
 
-    def __init__(self, extent: int, rule: PackRule, isa: Isa, buffers: Mapping[str, Buffer], *, row_parameters: bool):
-        """``extent`` elements per row; ``row_parameters`` says that a row shares its threshold, scale and shift."""
+    def __init__(
+        self,
+        extent: int,
+        length: int,
+        rule: PackRule,
+        isa: Isa,
+        buffers: Mapping[str, Buffer],
+        *,
+        row_parameters: bool,
+    ):
+        """``extent`` elements per row; ``row_parameters`` says that a row shares its threshold, scale and shift.
+
+        ``length`` is the number of channels (features) that have thresholds.
+        """
         self.lanes = copy_lanes(extent, isa.vector_bits // 32)
-        self._vectors = min(_TILE_VECTORS, extent // self.lanes)
+        plane_count = planes(rule.alphabet)
+        self._vectors = min(_TILE_VECTORS if plane_count <= 2 else _TILE_VECTORS // 2, extent // self.lanes)
         self._extent = extent
+        self._length = length
         self._rule = rule
         self._isa = isa
         self._buffers = buffers
         self._row_parameters = row_parameters
         self._masks = [
-            [[register(self.lanes, "uint32") for _ in range(2)] for _ in rule.predicates()]
+            [[register(self.lanes, "uint32") for _ in range(2)] for _ in range(plane_count)]
             for _ in range(self._vectors)
         ]
 
@@ -178,7 +230,7 @@ class _WordPacker:
             self._emit_tile(count, rest, row_at, parameter_at, store_words)
 
     def bits_at(self, lanes: int, x: Index, parameter: Index, bit: Expr, zero: Expr) -> list[Expr]:
-        """Per plane, ``bit`` where the predicate holds for the elements at ``x``, else ``zero`` (of the same type)."""
+        """Per plane, ``bit`` where its bit is set for the elements at ``x``, else ``zero`` (of the same type)."""
         dtype = typed(self._rule.compute_dtype, lanes)
         value = load(self._buffers["x"], x, lanes)
         if self._rule.dtype != self._rule.compute_dtype:
@@ -186,12 +238,22 @@ class _WordPacker:
         if self._rule.affine:
             scale, shift = self._parameter("scale", parameter, lanes), self._parameter("shift", parameter, lanes)
             value = fused_multiply_add(value, scale, shift, dtype, self._isa)
-        threshold = self._rule.threshold
-        if threshold == "channel":
-            bound = self._parameter("threshold", parameter, lanes)
-        else:
-            bound = constant(threshold, self._rule.compute_dtype, lanes)
-        return [_bit_where(predicate, value, bound, bit, zero) for predicate in self._rule.predicates()]
+        if not self._rule.codes:
+            bound = self._bound(0, parameter, lanes)
+            return [_bit_where(predicate, value, bound, bit, zero) for predicate in self._rule.predicates()]
+        value = bind(value)
+        passed = [
+            _bit_where(self._rule.predicate, value, self._bound(i, parameter, lanes), bit, zero)
+            for i in range(len(self._rule.codes) - 1)
+        ]
+        changed = [[passed[i] for i in self._rule.changes(plane)] for plane in range(planes(self._rule.alphabet))]
+        return [functools.reduce(operator.xor, terms, zero) for terms in changed]
+
+    def _bound(self, i: int, parameter: Index, lanes: int) -> Expr:
+        """Threshold ``i``."""
+        if self._rule.threshold == "channel":
+            return self._parameter("threshold", parameter + i * self._length if i else parameter, lanes)
+        return constant(self._rule.thresholds[i], self._rule.compute_dtype, lanes)
 
     def _parameter(self, name: str, index: Index, lanes: int) -> Expr:
         buffer = self._buffers[name]
@@ -243,7 +305,7 @@ def _bit_where(predicate: Predicate, value: Expr, bound: Expr, bit: Expr, zero: 
 
 def _emit_dense(rows: int, features: int, rule: PackRule, isa: Isa, buffers: Mapping[str, Buffer]) -> None:
     words = words_per(features)
-    packer = _WordPacker(words, rule, isa, buffers, row_parameters=False)
+    packer = _WordPacker(words, features, rule, isa, buffers, row_parameters=False)
     with serial(rows) as row:
         target = row * (planes(rule.alphabet) * words)
         source = row * features
@@ -262,12 +324,12 @@ def _emit_dense(rows: int, features: int, rule: PackRule, isa: Isa, buffers: Map
                 store(buffers["bits"], index, load(buffers["bits"], index) | bits)
 
 
-def _emit_conv(geometry: ConvGeometry, rule: PackRule, pad_bit: int, isa: Isa, buffers: Mapping[str, Buffer]) -> None:
+def _emit_conv(geometry: ConvGeometry, rule: PackRule, pad_code: int, isa: Isa, buffers: Mapping[str, Buffer]) -> None:
     pixels = geometry.height * geometry.width
     padded_pixels = geometry.padded_height * geometry.padded_width
     channels = geometry.group_in_channels
     words = words_per(channels)
-    packer = _WordPacker(pixels, rule, isa, buffers, row_parameters=True)
+    packer = _WordPacker(pixels, geometry.in_channels, rule, isa, buffers, row_parameters=True)
     plane_count = planes(rule.alphabet)
     unpadded = workspace(plane_count * pixels, "uint64") if any(geometry.pads) else None
 
@@ -284,8 +346,8 @@ def _emit_conv(geometry: ConvGeometry, rule: PackRule, pad_bit: int, isa: Isa, b
 
         packer.emit(count, lambda c: source + c * pixels, lambda c: channel + c, store_words)
         if unpadded is not None:
-            ring = constant((1 << count) - 1 if pad_bit else 0, "uint64")
             for plane in range(plane_count):
+                ring = constant((1 << count) - 1 if pad_code >> plane & 1 else 0, "uint64")
                 target = bind((first + plane * words) * padded_pixels)
                 _copy_into_ring(geometry, unpadded, plane * pixels, buffers["bits"], target, ring)
 

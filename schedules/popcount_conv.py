@@ -10,7 +10,8 @@ band of output rows the kernel
 
 The only trace of zero padding under {-1,+1} is the offset in z: the padding ring holds 0 bits, which count as -1, so
 z gains w for each tap outside the image. That sum depends on the channel and on which taps are outside: the pixel's
-*border class* (9 classes for a 3x3 kernel with pad 1), looked up in a table of int32 per channel.
+*border class* (9 classes for a 3x3 kernel with pad 1), looked up in a table of int32 per channel. The same holds for
+any code whose 0 is not the activation 0 (``zero`` of ``popcount``), with zero·w for each tap.
 """
 
 from __future__ import annotations
@@ -49,7 +50,12 @@ from bnn_compiler.schedules.popcount import (
     Alphabet,
     OutDtype,
     PopcountTile,
+    channel_offsets,
+    code_bits,
+    common_offset,
+    default_zero,
     float_result,
+    has_offset_per_channel,
     integer_result,
     narrowed,
     planes,
@@ -70,9 +76,12 @@ def conv_bits_shape(geometry: ConvGeometry, alphabet: Alphabet) -> tuple[int, ..
     return (geometry.batch, geometry.groups, words, geometry.padded_height, geometry.padded_width)
 
 
-def has_border_correction(geometry: ConvGeometry, alphabet: Alphabet, zero_padded: bool) -> bool:
-    """Whether z depends on the border class: only -1 cannot be told from padding with zeros."""
-    return alphabet == "bipolar" and zero_padded and any(geometry.pads)
+def has_border_correction(
+    geometry: ConvGeometry, alphabet: Alphabet, zero_padded: bool, zero: int | None = None
+) -> bool:
+    """Whether z depends on the border class: code 0 is not the activation 0 and cannot be told from padding."""
+    ring_counts = (default_zero(alphabet) if zero is None else zero) != 0
+    return ring_counts and zero_padded and any(geometry.pads)
 
 
 def border_classes(geometry: ConvGeometry) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
@@ -92,7 +101,7 @@ def border_classes(geometry: ConvGeometry) -> tuple[NDArray[np.int32], NDArray[n
 
 
 def popcount_conv2d_constants(
-    geometry: ConvGeometry, signs: NDArray[np.bool_], *, alphabet: Alphabet, zero_padded: bool
+    geometry: ConvGeometry, signs: NDArray[np.bool_], *, alphabet: Alphabet, zero_padded: bool, zero: int | None = None
 ) -> tuple[NDArray[np.generic], ...]:
     """The arguments of ``popcount_conv2d`` between bits and scale, from the weights' signs bool [O, Cg, kh, kw].
 
@@ -100,15 +109,15 @@ def popcount_conv2d_constants(
     channels), then the border class of each pixel, int32 [OH·OW] (where there is a border correction).
     """
     weights = pack_conv_weights(signs, alphabet)
-    if alphabet == "unsigned":
-        return weights, signs.reshape(len(signs), -1).sum(axis=1, dtype=np.int32).reshape(-1, 1)
-    if not has_border_correction(geometry, alphabet, zero_padded):
-        return (weights,)
+    zero = default_zero(alphabet) if zero is None else zero
+    constant_part = channel_offsets(signs, alphabet, zero).reshape(-1, 1)
+    if not has_border_correction(geometry, alphabet, zero_padded, zero):
+        return (weights, constant_part) if has_offset_per_channel(alphabet, zero) else (weights,)
     pixel_class, outside = border_classes(geometry)
     tap_sums = 2 * signs.sum(axis=1, dtype=np.int32) - np.int32(signs.shape[1])
     corrections = tap_sums.reshape(len(signs), -1) @ outside.reshape(len(outside), -1).T.astype(np.int32)
     offsets = np.zeros((len(signs), _padded_classes(len(outside))), np.int32)
-    offsets[:, : len(outside)] = corrections + np.int32(signs[0].size)
+    offsets[:, : len(outside)] = np.int32(zero) * corrections + constant_part
     return weights, offsets, pixel_class
 
 
@@ -125,21 +134,25 @@ def popcount_conv2d(
     has_bias: bool,
     isa: Isa,
     out_dtype: OutDtype = "float32",
+    zero: int | None = None,
 ) -> PrimFunc:
     """The kernel (bits, weights, [offsets, [pixel_class]], [scale f32 [O]], [bias f32 [O]]) -> y [N, O, OH, OW].
 
     ``zero_padded`` says that the padding ring means 0 (its bits must be 0), else the ring's bits are activations.
+    ``zero`` is what c·code is where an activation is 0 (see ``popcount``); None for the alphabet's own.
     ``popcount_conv2d_constants`` gives the arguments behind ``bits``. An int32 result takes neither scale nor bias.
     """
     if out_dtype == "int32" and (has_scale or has_bias):
         raise ValueError("an int32 result takes neither scale nor bias")
-    plan = _Plan(geometry, alphabet, has_border_correction(geometry, alphabet, zero_padded), isa)
+    zero = default_zero(alphabet) if zero is None else zero
+    has_table = has_border_correction(geometry, alphabet, zero_padded, zero)
+    plan = _Plan(geometry, alphabet, has_table, has_offset_per_channel(alphabet, zero), isa)
     channels = (geometry.out_channels,)
     arguments = [
         Argument("bits", conv_bits_shape(geometry, alphabet), "uint64"),
-        Argument("weights", (geometry.out_channels, plan.depth), "uint64"),
+        Argument("weights", (geometry.out_channels, plan.weight_depth), "uint64"),
     ]
-    if plan.has_table or alphabet == "unsigned":
+    if plan.has_table or plan.offset_per_channel:
         arguments.append(Argument("offsets", (geometry.out_channels, plan.classes), "int32"))
     if plan.has_table:
         arguments.append(Argument("pixel_class", (plan.pixels,), "int32"))
@@ -161,6 +174,7 @@ class _Plan:
     geometry: ConvGeometry
     alphabet: Alphabet
     has_table: bool
+    offset_per_channel: bool
     isa: Isa
 
     @property
@@ -174,8 +188,13 @@ class _Plan:
 
     @property
     def depth(self) -> int:
-        """Words per dot product."""
+        """Words of activation per dot product."""
         return self.words * self.geometry.kernel[0] * self.geometry.kernel[1]
+
+    @property
+    def weight_depth(self) -> int:
+        """Words of weights per dot product: the planes of a code share them."""
+        return self.depth // code_bits(self.alphabet)
 
     @property
     def pixels(self) -> int:
@@ -226,7 +245,7 @@ class _ConvEmitter:
         band_pixels = plan.band_rows * plan.geometry.out_width
         vectors = min(self.unit.tile[0], -(-band_pixels // lanes))
         self.tile_shape = (vectors, min(self.unit.tile[1], plan.geometry.group_out_channels))
-        self.tile = PopcountTile(self.unit, *self.tile_shape, plan.depth)
+        self.tile = PopcountTile(self.unit, *self.tile_shape, plan.weight_depth, code_bits(plan.alphabet))
         self.band_pixels = band_pixels
         self.columns = buffers["bits"] if plan.is_pointwise else workspace(plan.depth * plan.column_stride, "uint64")
         self.spill = register(lanes, "float32" if str(buffers["output"].dtype) == "float32" else "int32")
@@ -323,8 +342,10 @@ class _ConvEmitter:
         totals = self.tile.emit(
             len(offsets),
             rows,
-            lambda k, i: load(self.columns, column_start + k * plan.column_stride + offsets[i], lanes),
-            lambda k, j: load(self.buffers["weights"], (first_channel + j) * plan.depth + k),
+            lambda p, k, i: load(
+                self.columns, column_start + (k + p * plan.weight_depth) * plan.column_stride + offsets[i], lanes
+            ),
+            lambda p, k, j: load(self.buffers["weights"], (first_channel + j) * plan.weight_depth + k),
         )
         for j in range(rows):
             channel = first_channel + j
@@ -348,11 +369,11 @@ class _ConvEmitter:
         """The offset in z of ``lanes`` adjacent pixels of a channel, int32 x lanes; only ``valid`` if fewer exist."""
         plan = self.plan
         if not plan.has_table:
-            if plan.alphabet == "unsigned":
+            if plan.offset_per_channel:
                 return splat(load(self.buffers["offsets"], channel), lanes)
             geometry = plan.geometry
             weights = geometry.group_in_channels * geometry.kernel[0] * geometry.kernel[1]
-            return constant(weights, "int32", lanes)
+            return constant(common_offset(plan.alphabet, weights), "int32", lanes)
         table = channel * plan.classes
         offsets = self.buffers["offsets"]
         if valid < self.unit.lanes:

@@ -34,7 +34,12 @@ from bnn_compiler.schedules.popcount import (
     Alphabet,
     OutDtype,
     PopcountTile,
+    channel_offsets,
+    code_bits,
+    common_offset,
+    default_zero,
     float_result,
+    has_offset_per_channel,
     integer_result,
     narrowed,
     planes,
@@ -48,13 +53,18 @@ def dense_bits_shape(rows: int, in_features: int, alphabet: Alphabet) -> tuple[i
     return (rows, planes(alphabet) * words_per(in_features))
 
 
-def popcount_dense_constants(signs: NDArray[np.bool_], *, alphabet: Alphabet) -> tuple[NDArray[np.generic], ...]:
+def popcount_dense_constants(
+    signs: NDArray[np.bool_], *, alphabet: Alphabet, zero: int | None = None
+) -> tuple[NDArray[np.generic], ...]:
     """The arguments of ``popcount_dense`` between bits and scale, from the weights' signs bool [N, K].
 
-    They are weights uint64 [ceil(N/8), planes·KW, 8], then for an unsigned alphabet offsets int32 [N].
+    They are weights uint64 [ceil(N/8), KW, 8] (ternary: 2·KW), then offsets int32 [N] where they differ.
     """
     weights = pack_dense_weights(signs, alphabet)
-    return (weights, signs.sum(axis=1, dtype=np.int32)) if alphabet == "unsigned" else (weights,)
+    zero = default_zero(alphabet) if zero is None else zero
+    if not has_offset_per_channel(alphabet, zero):
+        return (weights,)
+    return weights, channel_offsets(signs, alphabet, zero)
 
 
 def popcount_dense(
@@ -67,20 +77,23 @@ def popcount_dense(
     has_bias: bool,
     isa: Isa,
     out_dtype: OutDtype = "float32",
+    zero: int | None = None,
 ) -> PrimFunc:
     """The kernel (bits, weights, [offsets], [scale f32 [N]], [bias f32 [N]]) -> y [M, N].
 
-    ``popcount_dense_constants`` gives the arguments behind ``bits``. An int32 result takes neither scale nor bias.
+    ``popcount_dense_constants`` gives the arguments behind ``bits``. ``zero`` is what c·code is where an activation is
+    0 (see ``popcount``); None for the alphabet's own. An int32 result takes neither scale nor bias.
     """
     if out_dtype == "int32" and (has_scale or has_bias):
         raise ValueError("an int32 result takes neither scale nor bias")
-    layer = _Layer(rows, in_features, out_features, alphabet, isa)
+    zero = default_zero(alphabet) if zero is None else zero
+    layer = _Layer(rows, in_features, out_features, alphabet, has_offset_per_channel(alphabet, zero), isa)
     blocks = -(-out_features // DENSE_INTERLEAVE)
     arguments = [
         Argument("bits", dense_bits_shape(rows, in_features, alphabet), "uint64"),
-        Argument("weights", (blocks, layer.depth, DENSE_INTERLEAVE), "uint64"),
+        Argument("weights", (blocks, layer.weight_depth, DENSE_INTERLEAVE), "uint64"),
     ]
-    if alphabet == "unsigned":
+    if layer.offset_per_feature:
         arguments.append(Argument("offsets", (out_features,), "int32"))
     if has_scale:
         arguments.append(Argument("scale", (out_features,), "float32"))
@@ -97,12 +110,18 @@ class _Layer:
     in_features: int
     out_features: int
     alphabet: Alphabet
+    offset_per_feature: bool
     isa: Isa
 
     @property
     def depth(self) -> int:
-        """Words per dot product."""
+        """Words of activation per dot product."""
         return planes(self.alphabet) * words_per(self.in_features)
+
+    @property
+    def weight_depth(self) -> int:
+        """Words of weights per dot product: the planes of a code share them."""
+        return self.depth // code_bits(self.alphabet)
 
 
 class _DenseEmitter:
@@ -118,7 +137,9 @@ class _DenseEmitter:
         self.tile_rows = min(tile_rows, layer.rows)
         # Few rows leave registers for more vectors of features.
         self.tile_vectors = min(tile_vectors * tile_rows // self.tile_rows, self.unit.tile[0] * 2, vectors)
-        self.tile = PopcountTile(self.unit, self.tile_vectors, self.tile_rows, layer.depth)
+        self.tile = PopcountTile(
+            self.unit, self.tile_vectors, self.tile_rows, layer.weight_depth, code_bits(layer.alphabet)
+        )
         self.spill = register(lanes, "int32")
 
     def emit(self) -> None:
@@ -145,16 +166,16 @@ class _DenseEmitter:
         first_block = first_feature // DENSE_INTERLEAVE
         first_part = first_feature // lanes % parts
 
-        def vector_at(k: Index, i: int) -> Expr:
+        def vector_at(_plane: int, k: Index, i: int) -> Expr:
             part = first_part + i
             block = first_block + part // parts
-            return load(
-                self.buffers["weights"], (block * layer.depth + k) * DENSE_INTERLEAVE + part % parts * lanes, lanes
-            )
+            row = block * layer.weight_depth + k
+            return load(self.buffers["weights"], row * DENSE_INTERLEAVE + part % parts * lanes, lanes)
 
-        totals = self.tile.emit(
-            vectors, rows, vector_at, lambda k, j: load(self.buffers["bits"], (first_row + j) * layer.depth + k)
-        )
+        def word_at(plane: int, k: Index, j: int) -> Expr:
+            return load(self.buffers["bits"], (first_row + j) * layer.depth + plane * layer.weight_depth + k)
+
+        totals = self.tile.emit(vectors, rows, vector_at, word_at)
         whole = features // lanes
         for i, count in spans([vector * lanes for vector in range(whole)], lanes, layer.isa):
             feature, width = first_feature + i * lanes, count * lanes
@@ -177,9 +198,9 @@ class _DenseEmitter:
         ]
 
     def _offset(self, feature: Index, lanes: int) -> Expr:
-        if self.layer.alphabet == "unsigned":
+        if self.layer.offset_per_feature:
             return load(self.buffers["offsets"], feature, lanes)
-        return constant(self.layer.in_features, "int32", lanes)
+        return constant(common_offset(self.layer.alphabet, self.layer.in_features), "int32", lanes)
 
     def _store(self, index: Expr, z: Expr, parameters: list[Expr | None], lanes: int) -> None:
         output = self.buffers["output"]

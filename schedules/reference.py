@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.pack import PackRule, Predicate
 from bnn_compiler.schedules.pack_weights import strided_order
-from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, words_per
+from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, default_zero, is_bipolar, planes, words_per
 
 FloatArray = NDArray[Any]
 UInt64Array = NDArray[np.uint64]
@@ -42,12 +42,21 @@ def multiply_add(a: FloatArray, b: FloatArray, c: FloatArray, *, fused: bool) ->
 
 
 def binarise(x: FloatArray, rule: PackRule, parameters: tuple[FloatArray, ...], *, fused: bool) -> list[BoolArray]:
-    """One bool array per bit plane; ``parameters`` (scale, shift, threshold as the rule asks) broadcast against x."""
+    """One bool array per bit plane; ``parameters`` (scale, shift, threshold as the rule asks) broadcast against x.
+
+    Several thresholds stand along a further axis in front.
+    """
     value = x.astype(rule.compute_dtype)
     rest = list(parameters)
     if rule.affine:
         scale, shift = rest.pop(0), rest.pop(0)
         value = multiply_add(value, scale, shift, fused=fused)
+    if rule.codes:
+        bounds = list(rest.pop(0)) if rule.threshold == "channel" else np.asarray(rule.thresholds, rule.compute_dtype)
+        code = np.zeros(value.shape, np.int32)
+        for bound, following in zip(bounds, rule.codes[1:], strict=True):
+            code[_compare(rule.predicate, value, bound)] = following
+        return [(code >> plane & 1).astype(np.bool_) for plane in range(planes(rule.alphabet))]
     bound = rest.pop(0) if rule.threshold == "channel" else np.asarray(rule.threshold, rule.compute_dtype)
     return [_compare(predicate, value, bound) for predicate in rule.predicates()]
 
@@ -76,15 +85,16 @@ def pack_conv_reference(
     rule: PackRule,
     parameters: tuple[FloatArray, ...],
     *,
-    pad_bit: int,
+    pad_code: int,
     fused: bool,
 ) -> UInt64Array:
     """Semantics of ``pack.pack_conv_activations``; ``parameters`` are [C] arrays."""
     top, left, bottom, right = geometry.pads
-    by_channel = tuple(parameter.reshape(-1, 1, 1) for parameter in parameters)
+    by_channel = tuple(parameter.reshape(*parameter.shape, 1, 1) for parameter in parameters)
     packed = []
-    for plane in binarise(x, rule, by_channel, fused=fused):
-        ringed = np.pad(plane, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=bool(pad_bit))
+    for index, plane in enumerate(binarise(x, rule, by_channel, fused=fused)):
+        ring = bool(pad_code >> index & 1)
+        ringed = np.pad(plane, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=ring)
         grouped = ringed.reshape(geometry.batch, geometry.groups, geometry.group_in_channels, *ringed.shape[2:])
         packed.append(np.moveaxis(_pack_last_axis(np.moveaxis(grouped, 2, -1)), -1, 2))
     return np.ascontiguousarray(np.concatenate(packed, axis=2))
@@ -99,11 +109,13 @@ def pack_dense_reference(
     return np.concatenate(packed, axis=1)
 
 
-def values_of(bits: list[BoolArray], alphabet: Alphabet) -> NDArray[np.int32]:
-    """The activation values that bit planes stand for."""
+def values_of(bits: list[BoolArray], alphabet: Alphabet, zero: int | None = None) -> NDArray[np.int32]:
+    """The activation values that bit planes stand for; ``zero`` as in ``popcount``."""
     if alphabet == "ternary":
         return bits[0].astype(np.int32) - bits[1].astype(np.int32)
-    return bits[0].astype(np.int32) if alphabet == "unsigned" else 2 * bits[0].astype(np.int32) - 1
+    code = sum((plane.astype(np.int32) << index for index, plane in enumerate(bits)), np.zeros((), np.int32))
+    step = 2 if is_bipolar(alphabet) else 1
+    return np.asarray(step * code - (default_zero(alphabet) if zero is None else zero), np.int32)
 
 
 def conv2d_reference(

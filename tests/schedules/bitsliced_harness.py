@@ -59,6 +59,6 @@ def random_layer(
     rule = PackRule("gt", alphabet=padding.alphabet)
     x = rng.choice([-1.5, 0.0, 2.0], (geometry.batch, geometry.in_channels, geometry.height, geometry.width))
     x = x.astype(np.float32)
-    bits = pack_conv_reference(geometry, x, rule, (), pad_bit=padding.pad_bit, fused=True)
+    bits = pack_conv_reference(geometry, x, rule, (), pad_code=padding.pad_code, fused=True)
     values = values_of(binarise(x, rule, (), fused=True), padding.alphabet)
     return bits, conv2d_reference(geometry, values, signs, padding.pad_value)

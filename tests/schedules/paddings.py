@@ -13,7 +13,7 @@ class Padding:
 
     alphabet: Alphabet
     zero_padded: bool
-    pad_bit: int
+    pad_code: int
     pad_value: int
 
 

@@ -109,7 +109,7 @@ def _conv_case(
     x = x.astype(np.float32)
     signs = rng.random((geometry.out_channels, geometry.group_in_channels, *geometry.kernel)) < 0.5
     scale, bias = rng.standard_normal((2, geometry.out_channels)).astype(np.float32)
-    bits = pack_conv_reference(geometry, x, rule, (), pad_bit=0, fused=True)
+    bits = pack_conv_reference(geometry, x, rule, (), pad_code=0, fused=True)
     values = values_of(binarise(x, rule, (), fused=True), alphabet)
     z = conv2d_reference(geometry, values, signs, 0 if zero_padded or alphabet != "bipolar" else -1)
     y = epilogue_reference(z, scale.reshape(-1, 1, 1), bias.reshape(-1, 1, 1), fused=isa.fused_multiply_add)

@@ -92,14 +92,14 @@ def test_conv_activations_sweep(cpu: str) -> None:
 
 def _check_conv(cpu: str, isa: Any, rng: np.random.Generator, cases: dict[str, Any]) -> None:
     functions, expected = {}, {}
-    for name, (shape, rule, wanted_pad_bit) in cases.items():
+    for name, (shape, rule, wanted_pad_code) in cases.items():
         geometry = _geometry(*shape)
-        pad_bit = 0 if rule.alphabet == "ternary" else wanted_pad_bit
-        functions[name] = pack_conv_activations(geometry, isa=isa, pad_bit=pad_bit, **_options(rule))
+        pad_code = 0 if rule.alphabet == "ternary" else wanted_pad_code
+        functions[name] = pack_conv_activations(geometry, isa=isa, pad_code=pad_code, **_options(rule))
         x = _activations(rng, (geometry.batch, geometry.in_channels, geometry.height, geometry.width), rule.dtype)
         parameters = _parameters(rng, rule, geometry.in_channels)
         reference = pack_conv_reference(
-            geometry, x, rule, tuple(parameters), pad_bit=pad_bit, fused=isa.fused_multiply_add
+            geometry, x, rule, tuple(parameters), pad_code=pad_code, fused=isa.fused_multiply_add
         )
         assert reference.shape == conv_bits_shape(geometry, rule.alphabet)
         expected[name] = ([x, *parameters], reference)
@@ -160,7 +160,7 @@ def test_activations_may_lie_anywhere(cpu: str) -> None:
     kernels = CompiledKernels(cpu, {"pack": pack_conv_activations(geometry, isa=isa, **_options(rule))})
     inputs = [_activations(rng, (1, 40, 9, 9), "float32"), *_parameters(rng, rule, 40)]
     expected = pack_conv_reference(
-        geometry, inputs[0], rule, tuple(inputs[1:]), pad_bit=0, fused=isa.fused_multiply_add
+        geometry, inputs[0], rule, tuple(inputs[1:]), pad_code=0, fused=isa.fused_multiply_add
     )
     bits = misaligned(np.zeros(expected.shape, np.uint64))
     kernels.run_in_place("pack", [misaligned(array) for array in inputs], bits)
@@ -174,10 +174,10 @@ def test_rules_that_make_no_sense_are_refused() -> None:
         PackRule("ge", alphabet="ternary")
     with pytest.raises(ValueError, match="cast float64"):
         PackRule("ge", affine=True, dtype="float64")
-    with pytest.raises(ValueError, match="pad_bit 1 does not fit ternary"):
-        pack_conv_activations(geometry, isa=isa, predicate="gt", alphabet="ternary", pad_bit=1)
-    with pytest.raises(ValueError, match="pad_bit 2"):
-        pack_conv_activations(geometry, isa=isa, pad_bit=2)
+    with pytest.raises(ValueError, match="pad_code 1 does not fit ternary"):
+        pack_conv_activations(geometry, isa=isa, predicate="gt", alphabet="ternary", pad_code=1)
+    with pytest.raises(ValueError, match="pad_code 2"):
+        pack_conv_activations(geometry, isa=isa, pad_code=2)
 
 
 @settings(max_examples=50, deadline=None)

@@ -87,7 +87,7 @@ def _inputs_and_output(case: Case, isa: Isa, seed: int, x: Array | None = None) 
         x = rng.choice([-1.5, 0.0, 2.0], (geometry.batch, geometry.in_channels, geometry.height, geometry.width))
         x = x.astype(np.float32)
     signs = rng.random((geometry.out_channels, geometry.group_in_channels, *geometry.kernel)) < 0.5
-    bits = pack_conv_reference(geometry, x, rule, (), pad_bit=padding.pad_bit, fused=True)
+    bits = pack_conv_reference(geometry, x, rule, (), pad_code=padding.pad_code, fused=True)
     constants = popcount_conv2d_constants(geometry, signs, alphabet=padding.alphabet, zero_padded=padding.zero_padded)
     scale = rng.standard_normal(geometry.out_channels).astype(np.float32) if case.has_scale else None
     bias = rng.standard_normal(geometry.out_channels).astype(np.float32) if case.has_bias else None
@@ -182,7 +182,7 @@ def test_no_accumulator_overflows(cpu: str) -> None:
         signs = np.zeros((5, geometry.in_channels, 1, 1), np.bool_)
         signs[3] = True
         x = np.ones((1, geometry.in_channels, 1, 9), np.float32)
-        bits = pack_conv_reference(geometry, x, PackRule("gt"), (), pad_bit=0, fused=True)
+        bits = pack_conv_reference(geometry, x, PackRule("gt"), (), pad_code=0, fused=True)
         weights = popcount_conv2d_constants(geometry, signs, alphabet="bipolar", zero_padded=True)
         z = kernels.run(name, [bits, *weights], (1, 5, 1, 9), "int32")
         expected = np.full((1, 5, 1, 9), -geometry.in_channels)
