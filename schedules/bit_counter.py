@@ -54,13 +54,20 @@ class BitSlicedCounter:
 
     def _reduce(self, level: int, following: Callable[[], Expr], *, subtract: bool) -> Expr:
         """Take 2^(level + 1) planes into planes 0 … level of the counter; the carry has weight 2^(level + 1)."""
-        if level > 1:
+        if level > 2:
             first = self._reduce(level - 1, following, subtract=subtract)
             second = self._reduce(level - 1, following, subtract=subtract)
             return self._into(level, first, second, subtract=subtract)
+        if level == 1:
+            total, first = full_adder(following(), following(), following(), self._lanes, self._isa)
+            second = self._into(0, total, following(), subtract=subtract)
+            return self._into(1, first, second, subtract=subtract)
         total, first = full_adder(following(), following(), following(), self._lanes, self._isa)
-        second = self._into(0, total, following(), subtract=subtract)
-        return self._into(1, first, second, subtract=subtract)
+        other, second = full_adder(following(), following(), following(), self._lanes, self._isa)
+        total, third = full_adder(total, other, following(), self._lanes, self._isa)
+        fourth = self._into(0, total, following(), subtract=subtract)
+        total, carry = full_adder(first, second, third, self._lanes, self._isa)
+        return self._into(2, carry, self._into(1, total, fourth, subtract=subtract), subtract=subtract)
 
     def _into(self, level: int, a: Expr, b: Expr, *, subtract: bool) -> Expr:
         total, carry = full_adder(self.plane(level), a, b, self._lanes, self._isa, subtract=subtract)
