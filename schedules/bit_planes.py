@@ -121,9 +121,14 @@ class PlaneLayout:
         return sum(run.blocks * run.lanes for run in self.runs) * WORD_BITS
 
     @property
+    def words_per_row(self) -> int:
+        """Words of one bit per pixel."""
+        return self.padded_pixels // WORD_BITS
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Shape of the planes, uint64: per group the blocks, per block taps + 1 vectors."""
-        return (self.geometry.groups, self.padded_pixels // WORD_BITS * (self.taps + 1))
+        return (self.geometry.groups, self.words_per_row * (self.taps + 1))
 
     def tap(self, channel: int, tap_y: int, tap_x: int, plane: int = 0) -> int:
         """Index of the tap of one channel of the group (and bit plane of the alphabet)."""
@@ -150,6 +155,12 @@ class PlaneLayout:
             return lanes * bit
         field, position = divmod(bit, 16)
         return 4 * lanes * position + lanes * field
+
+    def pixel_of_octet(self, octet: Expr, lanes: int) -> Expr:
+        """``pixel_of_bit`` of bit 8·octet, for a loop variable."""
+        if self.order == "bytes":
+            return octet * (8 * lanes)
+        return octet % 2 * (4 * lanes * 8) + octet // 2 * lanes
 
 
 def make_bit_planes(layout: PlaneLayout, name: str) -> PrimFunc:

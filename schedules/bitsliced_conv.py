@@ -12,8 +12,9 @@ the convolution pads with zeros.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,25 +136,8 @@ def bitsliced_conv2d(
     if out_dtype == "int32" and (has_scale or has_bias):
         raise ValueError("an int32 result takes neither scale nor bias")
     geometry = layout.geometry
-    sizes = BitslicedSizes(
-        layout,
-        counter_bits(geometry),
-        constants[0].shape[1],
-        len(constants) > 1,
-        len(program.nodes),
-        program.slots,
-        isa,
-    )
-    if layout.order != unslice_order(sizes.bits, isa):
-        raise ValueError(f"planes in the order {layout.order!r}; make_layout gives the one that fits {isa.name}")
-    arguments = [
-        Argument("planes", layout.shape, "uint64"),
-        Argument("indices", program.indices.shape, "uint16"),
-        Argument("nodes", program.nodes.shape, "int32"),
-    ]
-    if geometry.groups > 1:
-        arguments.append(Argument("first_rows", (geometry.groups + 1,), "int32"))
-    arguments.append(Argument("offsets", constants[0].shape, "int32"))
+    sizes = make_sizes(layout, program, constants, isa)
+    arguments = [*program_arguments(layout, program), Argument("offsets", constants[0].shape, "int32")]
     if sizes.has_classes:
         arguments.append(Argument("pixel_class", constants[1].shape, "int32"))
     for present, parameter in ((has_scale, "scale"), (has_bias, "bias")):
@@ -163,13 +147,67 @@ def bitsliced_conv2d(
     arguments.append(Argument("output", shape, out_dtype))
     kernel_shape = "x".join(map(str, geometry.kernel))
     readable = f"bitsliced_conv2d_{kernel_shape}_{layout.alphabet}_{isa.name}"
-    return build_kernel(name or readable, readable, arguments, lambda buffers: _emit(sizes, buffers))
+
+    def epilogue_of(buffers: Mapping[str, Buffer], run: BlockRun) -> Epilogue:
+        return Epilogue(sizes, buffers, run, make_unslicer(sizes.bits, run.lanes, isa))
+
+    return build_kernel(
+        name or readable, readable, arguments, lambda buffers: emit_counting(sizes, buffers, epilogue_of)
+    )
 
 
-def _emit(sizes: BitslicedSizes, buffers: Mapping[str, Buffer]) -> None:
+def make_sizes(
+    layout: PlaneLayout, program: ChannelProgram, constants: Sequence[NDArray[np.generic]], isa: Isa
+) -> BitslicedSizes:
+    """The sizes of a kernel; ``constants`` begin with a table [O, classes], and are more than one with classes."""
+    sizes = BitslicedSizes(
+        layout,
+        counter_bits(layout.geometry),
+        constants[0].shape[1],
+        len(constants) > 1,
+        len(program.nodes),
+        program.slots,
+        isa,
+    )
+    if layout.order != unslice_order(sizes.bits, isa):
+        raise ValueError(f"planes in the order {layout.order!r}; make_layout gives the one that fits {isa.name}")
+    return sizes
+
+
+def program_arguments(layout: PlaneLayout, program: ChannelProgram) -> list[Argument]:
+    """The arguments that every counting kernel begins with."""
+    arguments = [
+        Argument("planes", layout.shape, "uint64"),
+        Argument("indices", program.indices.shape, "uint16"),
+        Argument("nodes", program.nodes.shape, "int32"),
+    ]
+    if layout.geometry.groups > 1:
+        arguments.append(Argument("first_rows", (layout.geometry.groups + 1,), "int32"))
+    return arguments
+
+
+class CounterEpilogue(Protocol):
+    """What becomes of a channel's counter; made once per run of blocks, at the top of a kernel's body."""
+
+    def add_totals(self, planes: Sequence[Expr], *, first: bool) -> None:
+        """Take the counter of all planes of the group (ternary: of a half), for the block that follows."""
+
+    def begin_block(self, block: Expr) -> None:
+        """The totals are complete; block ``block`` of the run follows."""
+
+    def finish(self, planes: Sequence[Expr], channel: Expr) -> None:
+        """Store the results of a channel, whose counter is ``planes``."""
+
+
+def emit_counting(
+    sizes: BitslicedSizes,
+    buffers: Mapping[str, Buffer],
+    epilogue_of: Callable[[Mapping[str, Buffer], BlockRun], CounterEpilogue],
+) -> None:
+    """Emit the loops over groups, blocks and nodes."""
     layout = sizes.layout
     slots = workspace(sizes.slots * sizes.bits * max(run.lanes for run in layout.runs), "uint64")
-    emitters = [_RunEmitter(sizes, buffers, run, slots) for run in layout.runs]
+    emitters = [_RunEmitter(sizes, buffers, run, slots, epilogue_of(buffers, run)) for run in layout.runs]
     with serial(layout.geometry.groups) as group:
         for emitter in emitters:
             emitter.emit(group)
@@ -178,7 +216,14 @@ def _emit(sizes: BitslicedSizes, buffers: Mapping[str, Buffer]) -> None:
 class _RunEmitter:
     """Emits the loops over one run of blocks."""
 
-    def __init__(self, sizes: BitslicedSizes, buffers: Mapping[str, Buffer], run: BlockRun, slots: Buffer) -> None:
+    def __init__(
+        self,
+        sizes: BitslicedSizes,
+        buffers: Mapping[str, Buffer],
+        run: BlockRun,
+        slots: Buffer,
+        epilogue: CounterEpilogue,
+    ) -> None:
         self.sizes = sizes
         self.buffers = buffers
         self.run = run
@@ -186,7 +231,7 @@ class _RunEmitter:
         self.slots = slots
         self.counter = BitSlicedCounter(sizes.bits, run.lanes, sizes.isa)
         self.position = register(1, "int32")
-        self.epilogue = Epilogue(sizes, buffers, run, make_unslicer(sizes.bits, run.lanes, sizes.isa))
+        self.epilogue = epilogue
 
     def emit(self, group: Expr) -> None:
         """Loop over blocks of pixels and nodes."""

@@ -349,7 +349,7 @@ def _emit_conv(geometry: ConvGeometry, rule: PackRule, pad_code: int, isa: Isa, 
             for plane in range(plane_count):
                 ring = constant((1 << count) - 1 if pad_code >> plane & 1 else 0, "uint64")
                 target = bind((first + plane * words) * padded_pixels)
-                _copy_into_ring(geometry, unpadded, plane * pixels, buffers["bits"], target, ring)
+                copy_into_ring(geometry, unpadded, plane * pixels, buffers["bits"], target, ring)
 
     with serial(geometry.batch) as image, serial(geometry.groups) as group:
         with serial(channels // WORD_BITS) as word:
@@ -358,8 +358,8 @@ def _emit_conv(geometry: ConvGeometry, rule: PackRule, pad_code: int, isa: Isa, 
             pack_word(image, group, channels // WORD_BITS, channels % WORD_BITS)
 
 
-def _copy_into_ring(
-    geometry: ConvGeometry, source: Buffer, source_start: int, target: Buffer, target_start: Expr, ring: Expr
+def copy_into_ring(
+    geometry: ConvGeometry, source: Buffer, source_start: Index, target: Buffer, target_start: Expr, ring: Expr
 ) -> None:
     """Copy an [H, W] plane of words into the middle of an [H + pads, W + pads] plane, and fill the ring around it."""
     top, left, bottom, right = geometry.pads

@@ -1,0 +1,119 @@
+"""Bit-sliced convolutions that give bits, bit for bit against thresholds on the integers of NumPy's convolution."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from bnn_compiler.schedules.bit_planes import make_bit_planes
+from bnn_compiler.schedules.bitsliced_bits import (
+    bitsliced_conv2d_bits,
+    bitsliced_conv2d_bits_constants,
+    pack_bit_rows,
+)
+from bnn_compiler.schedules.bitsliced_conv import make_layout
+from bnn_compiler.schedules.channel_program import make_program
+from bnn_compiler.schedules.geometry import ConvGeometry
+from bnn_compiler.schedules.pack import PackRule
+from bnn_compiler.schedules.popcount_conv import conv_bits_shape
+from bnn_compiler.schedules.reference import pack_conv_reference
+from tests.schedules.bitsliced_harness import TREES, grow_trees, random_layer, random_signs
+from tests.schedules.kernel_harness import X86_CPUS, CompiledKernels, runnable_isa
+from tests.schedules.paddings import PADDINGS, Padding
+from tests.schedules.test_bitsliced_conv import GEOMETRIES
+
+
+@dataclass(frozen=True)
+class Case:
+    writer: ConvGeometry
+    padding: Padding
+    reader_groups: int = 1
+    reader_pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    pad_bit: int = 0
+
+    @property
+    def reader(self) -> ConvGeometry:
+        """A 1x1 convolution of the writer's output."""
+        writer = self.writer
+        return ConvGeometry(
+            writer.batch,
+            writer.out_channels,
+            writer.out_height,
+            writer.out_width,
+            self.reader_groups,
+            (1, 1),
+            pads=self.reader_pads,
+            groups=self.reader_groups,
+        )
+
+
+def _random_thresholds(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Per channel one of its own numbers, a neighbour of one, or a number that all or none reach."""
+    largest = 10 * int(np.abs(z).max()) + 10
+    return np.array(
+        [
+            rng.choice([rng.choice(channel) + rng.integers(-1, 2), -largest, largest], p=[0.8, 0.1, 0.1])
+            for channel in np.moveaxis(z, 1, 0).reshape(z.shape[1], -1)
+        ]
+    ).astype(np.int64)
+
+
+def _check(cpu: str, cases: dict[str, Case]) -> None:
+    isa = runnable_isa(cpu)
+    functions, runs = {}, []
+    for i, (name, case) in enumerate(cases.items()):
+        rng = np.random.default_rng(i)
+        tree = TREES[i % len(TREES)]
+        signs = random_signs(case.writer, tree, rng)
+        layout = make_layout(case.writer, case.padding.alphabet, isa)
+        program = make_program(layout, grow_trees(signs, case.writer.groups, tree, rng))
+        bits, z = random_layer(case.writer, case.padding, signs, rng)
+        thresholds, inverted = _random_thresholds(z, rng), rng.random(len(signs)) < 0.3
+        constants = bitsliced_conv2d_bits_constants(
+            layout, signs, thresholds, inverted, zero_padded=case.padding.zero_padded
+        )
+        functions[f"planes{i}"] = make_bit_planes(layout, f"planes{i}")
+        functions[f"count{i}"] = bitsliced_conv2d_bits(layout, program, constants, isa=isa)
+        functions[f"pack{i}"] = pack_bit_rows(layout, case.reader, pad_bit=case.pad_bit)
+        first_rows = [program.first_rows] if case.writer.groups > 1 else []
+        column = (-1, 1, 1)
+        reached = (z >= thresholds.reshape(column)) ^ inverted.reshape(column)
+        expected = pack_conv_reference(
+            case.reader, reached.astype(np.float32), PackRule("gt"), (), pad_bit=case.pad_bit, fused=True
+        )
+        runs.append((name, layout, bits, [program.indices, program.nodes, *first_rows, *constants], expected))
+    kernels = CompiledKernels(cpu, functions)
+    for i, (name, layout, bits, arguments, expected) in enumerate(runs):
+        planes = kernels.run(f"planes{i}", [bits], layout.shape, "uint64")
+        rows_shape = (layout.geometry.out_channels, layout.words_per_row)
+        rows = kernels.run(f"count{i}", [planes, *arguments], rows_shape, "uint64")
+        assert expected.shape == conv_bits_shape(cases[name].reader, "bipolar")
+        found = kernels.run(f"pack{i}", [rows], expected.shape, "uint64")
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+@pytest.mark.parametrize("cpu", X86_CPUS)
+def test_shapes(cpu: str) -> None:
+    """Every geometry, each under one of the paddings; a third of them on the older CPUs."""
+    paddings = itertools.cycle(PADDINGS.values())
+    cases = {}
+    for i, (name, geometry) in enumerate(GEOMETRIES.items()):
+        groups = 2 if geometry.out_channels % 2 == 0 else 1
+        pads = [(0, 0, 0, 0), (1, 1, 1, 1), (2, 0, 1, 3)][i % 3]
+        cases[name] = Case(geometry, next(paddings), groups, pads, i % 2)
+    _check(cpu, cases if cpu == "znver4" else dict(list(cases.items())[X86_CPUS.index(cpu) - 1 :: 3]))
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_paddings(padding: str) -> None:
+    cases = {name: Case(GEOMETRIES[name], PADDINGS[padding], 1, (1, 1, 1, 1), 1) for name in ("3x3", "everything")}
+    _check("znver4", cases)
+
+
+def test_rows_of_another_shape_are_refused() -> None:
+    layout = make_layout(GEOMETRIES["3x3"], "bipolar", runnable_isa("x86-64"))
+    with pytest.raises(ValueError, match="do not fit"):
+        pack_bit_rows(layout, GEOMETRIES["one-pixel"], pad_bit=0)
