@@ -53,6 +53,14 @@ def build_passes() -> tvm.transform.Sequential:
     )
 
 
+def code_generation() -> tvm.transform.PassContext:
+    """The context in which kernels become machine code.
+
+    TVM's elimination of common subexpressions takes half the time of unrolled kernels, and LLVM does it again.
+    """
+    return tvm.transform.PassContext(disabled_pass=["tirx.CommonSubexprElim"])
+
+
 def build_library(module: IRModule, target: CompileTarget, manifest: Mapping[str, Any], output: Path) -> None:
     """Compile ``module`` for ``target`` and write the library to ``output``, whole or not at all.
 
@@ -66,7 +74,7 @@ def build_library(module: IRModule, target: CompileTarget, manifest: Mapping[str
     check_writable(output)
     linker = find_linker(target)
     section = encode_section(_complete_manifest(module, target, manifest, linker))
-    with target.tvm_target:
+    with target.tvm_target, code_generation():
         lowered = build_passes()(module)
         executable = relax.build(lowered, target=target.tvm_target, relax_pipeline=None)
     try:

@@ -7,15 +7,20 @@ import mmap
 from typing import Literal
 
 import numpy as np
-import tvm
 
 from bnn_compiler.schedules.bit_planes import make_bit_planes
+from bnn_compiler.schedules.bitsliced_bits import (
+    bitsliced_conv2d_bits,
+    bitsliced_conv2d_bits_constants,
+    pack_bit_rows,
+)
 from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants, make_layout
 from bnn_compiler.schedules.channel_program import make_program
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import detect_isa
+from bnn_compiler.schedules.popcount_conv import conv_bits_shape
 from bnn_compiler.schedules.program_expansion import expand_program, pack_node_vectors
-from tests.schedules.bitsliced_harness import grow_trees, random_layer, random_signs
+from tests.schedules.bitsliced_harness import grow_trees, random_layer, random_signs, reader_of
 from tests.schedules.kernel_harness import Array, CompiledKernels, cpu_target
 from tests.schedules.paddings import PADDINGS
 
@@ -64,16 +69,22 @@ def run_guarded(cpu: str, side: str) -> None:
         program = make_program(layout, trees)
         constants = bitsliced_conv2d_constants(layout, signs, zero_padded=padding.zero_padded)
         bits, z = random_layer(geometry, padding, signs, rng)
+        thresholds = rng.integers(-5, 6, geometry.out_channels)
+        threshold_constants = bitsliced_conv2d_bits_constants(
+            layout, signs, thresholds, thresholds > 2, zero_padded=padding.zero_padded
+        )
+        reader = reader_of(geometry, pads=(1, 0, 2, 1))
         parameters = list(rng.standard_normal((2, geometry.out_channels)).astype(np.float32))
-        with tvm.transform.PassContext(disabled_pass=["tirx.CommonSubexprElim"]):
-            kernels = CompiledKernels(
-                cpu,
-                {
-                    "planes": make_bit_planes(layout, "planes"),
-                    "expand": expand_program(layout, len(program.nodes), len(program.indices)),
-                    "count": bitsliced_conv2d(layout, program, constants, has_scale=True, has_bias=True, isa=isa),
-                },
-            )
+        kernels = CompiledKernels(
+            cpu,
+            {
+                "planes": make_bit_planes(layout, "planes"),
+                "expand": expand_program(layout, len(program.nodes), len(program.indices)),
+                "count": bitsliced_conv2d(layout, program, constants, has_scale=True, has_bias=True, isa=isa),
+                "threshold": bitsliced_conv2d_bits(layout, program, threshold_constants, isa=isa),
+                "rows": pack_bit_rows(layout, reader, pad_bit=1),
+            },
+        )
 
         def inside(array: Array) -> Array:
             return guarded(array, where)
@@ -88,3 +99,7 @@ def run_guarded(cpu: str, side: str) -> None:
         first_rows = [program.first_rows] if geometry.groups > 1 else []
         arguments = [inside(array) for array in (*first_rows, *constants, *parameters)]
         kernels.run_in_place("count", [planes, indices, nodes, *arguments], inside(z.astype(np.float32)))
+        rows = inside(np.zeros((geometry.out_channels, layout.words_per_row), np.uint64))
+        arguments = [inside(array) for array in (*first_rows, *threshold_constants)]
+        kernels.run_in_place("threshold", [planes, indices, nodes, *arguments], rows)
+        kernels.run_in_place("rows", [rows], inside(np.zeros(conv_bits_shape(reader, "bipolar"), np.uint64)))

@@ -13,6 +13,7 @@ import tvm_ffi
 from numpy.typing import NDArray
 
 from bnn_compiler.schedules.isa import Isa, detect_isa
+from bnn_compiler.build import code_generation
 from bnn_compiler.target import CompileTarget, parse_target
 
 Array = NDArray[Any]
@@ -39,7 +40,8 @@ class CompiledKernels:
 
     def __init__(self, cpu: str, functions: Mapping[str, Any]) -> None:
         named = {name: function.with_attr("global_symbol", name) for name, function in functions.items()}
-        self._executable = tvm.compile(tvm.IRModule(named), target=cpu_target(cpu).tvm_target)
+        with code_generation():
+            self._executable = tvm.compile(tvm.IRModule(named), target=cpu_target(cpu).tvm_target)
 
     def run(self, name: str, inputs: list[Array], shape: tuple[int, ...], dtype: str) -> Array:
         """Call a kernel; its output starts as junk, so that an element left out shows."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 
-from bnn_compiler.schedules.bit_planes import make_bit_planes
+from bnn_compiler.schedules.bit_planes import PlaneLayout, make_bit_planes
 from bnn_compiler.schedules.bitsliced_bits import (
     bitsliced_conv2d_bits,
     bitsliced_conv2d_bits_constants,
@@ -20,8 +21,8 @@ from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.pack import PackRule
 from bnn_compiler.schedules.popcount_conv import conv_bits_shape
 from bnn_compiler.schedules.reference import pack_conv_reference
-from tests.schedules.bitsliced_harness import TREES, grow_trees, random_layer, random_signs
-from tests.schedules.kernel_harness import X86_CPUS, CompiledKernels, runnable_isa
+from tests.schedules.bitsliced_harness import TREES, grow_trees, random_layer, random_signs, reader_of
+from tests.schedules.kernel_harness import X86_CPUS, Array, CompiledKernels, runnable_isa
 from tests.schedules.paddings import PADDINGS, Padding
 from tests.schedules.test_bitsliced_conv import GEOMETRIES
 
@@ -36,21 +37,11 @@ class Case:
 
     @property
     def reader(self) -> ConvGeometry:
-        """A 1x1 convolution of the writer's output."""
-        writer = self.writer
-        return ConvGeometry(
-            writer.batch,
-            writer.out_channels,
-            writer.out_height,
-            writer.out_width,
-            self.reader_groups,
-            (1, 1),
-            pads=self.reader_pads,
-            groups=self.reader_groups,
-        )
+        """The convolution that the bits are for."""
+        return reader_of(self.writer, groups=self.reader_groups, pads=self.reader_pads)
 
 
-def _random_thresholds(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _random_thresholds(z: Array, rng: np.random.Generator) -> Array:
     """Per channel one of its own numbers, a neighbour of one, or a number that all or none reach."""
     largest = 10 * int(np.abs(z).max()) + 10
     return np.array(
@@ -63,7 +54,8 @@ def _random_thresholds(z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _check(cpu: str, cases: dict[str, Case]) -> None:
     isa = runnable_isa(cpu)
-    functions, runs = {}, []
+    functions: dict[str, Any] = {}
+    runs: list[tuple[str, PlaneLayout, Array, list[Array], Array]] = []
     for i, (name, case) in enumerate(cases.items()):
         rng = np.random.default_rng(i)
         tree = TREES[i % len(TREES)]

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tvm
 
 from bnn_compiler.schedules.bit_planes import PlaneLayout, make_bit_planes
 from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants, make_layout
@@ -99,12 +98,6 @@ class Layer:
                 None if bias is None else bias.reshape(column),
                 fused=isa.fused_multiply_add,
             )
-
-
-def _compile(cpu: str, functions: dict[str, Any]) -> CompiledKernels:
-    """TVM's elimination of common subexpressions takes longer than all the rest, and LLVM does it again."""
-    with tvm.transform.PassContext(disabled_pass=["tirx.CommonSubexprElim"]):
-        return CompiledKernels(cpu, functions)
 
 
 def _check(cpu: str, cases: dict[str, Case]) -> None:
@@ -215,7 +208,7 @@ def test_same_as_the_popcount_kernel(cpu: str) -> None:
     popcount = popcount_conv2d(
         case.geometry, alphabet="bipolar", zero_padded=True, has_scale=True, has_bias=True, isa=isa
     )
-    kernels = _compile(cpu, {**layer.kernels, "popcount": popcount})
+    kernels = CompiledKernels(cpu, {**layer.kernels, "popcount": popcount})
     planes = kernels.run("planes", [layer.bits], layer.layout.shape, "uint64")
     shape = layer.expected.shape
     bitsliced = kernels.run("count", [planes, *layer.arguments], shape, "float32")
@@ -228,7 +221,7 @@ def test_same_as_the_popcount_kernel(cpu: str) -> None:
 def test_arguments_may_lie_anywhere(cpu: str) -> None:
     isa = runnable_isa(cpu)
     layer = Layer(Case(GEOMETRIES["batch-17"], PADDINGS["bipolar-zero"], "random", True, True, "float32"), isa, 0)
-    kernels = _compile(cpu, layer.kernels)
+    kernels = CompiledKernels(cpu, layer.kernels)
     planes = misaligned(np.zeros(layer.layout.shape, np.uint64))
     kernels.run_in_place("planes", [misaligned(layer.bits)], planes)
     output = misaligned(np.zeros_like(layer.expected))
