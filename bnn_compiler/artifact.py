@@ -9,6 +9,11 @@ A compiled network is one ELF shared library. Its section ``.bnnc.manifest`` hol
     52      8     length n of the JSON text
     60      n     JSON, UTF-8, keys sorted
 
+The code is for TVM's virtual machine, whose functions take ``inputs``, then buffers for ``outputs``, then what is
+derived at load: where the manifest has a ``derivation``, whoever loads the library calls that ``function`` once, with a
+buffer for each of its ``outputs``, and hands to every function, after everything else, those buffers whose numbers its
+entry lists in ``derived`` (of ``functions``, or of the manifest itself for ``main``). Format 1 had no derivation.
+
 The section is found by its magic and the digest is compared before anything else is believed, so a damaged file is
 refused before its ELF headers are parsed, let alone its code loaded. Reading needs neither TVM nor LLVM.
 """
@@ -32,7 +37,7 @@ from bnn_compiler.tensor_spec import TensorSpec
 
 Manifest = dict[str, Any]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SECTION_NAME = ".bnnc.manifest"
 _MAGIC = b"\x89bnnc\r\n\x1a\nSECT\x00\xf3\xa7"
 _HEADER = struct.Struct("<16sI32sQ")

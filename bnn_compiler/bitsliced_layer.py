@@ -9,6 +9,7 @@ import numpy as np
 
 from bnn_compiler.constants import Array
 from bnn_compiler.cost_model import CostModel
+from bnn_compiler.derived_constant import Constant, DerivedConstant
 from bnn_compiler.layer_kernels import Kernel, LayerKernels, alphabet_of, output_map, pack_kernel
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.schedules.bit_planes import PlaneLayout, make_bit_planes
@@ -16,6 +17,7 @@ from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_co
 from bnn_compiler.schedules.channel_program import ALL_MINUS, ALL_PLUS, MOST_PLANES, ChannelTree, make_program
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.popcount import WORD_BITS
+from bnn_compiler.schedules.program_expansion import expand_program, pack_node_vectors
 from bnn_compiler.trees.channel_tree import ChannelTree as SolvedTree
 from bnn_compiler.trees.channel_tree import TreeError
 from bnn_compiler.trees.solve import solve_channel_tree
@@ -45,6 +47,11 @@ class BitslicedPlan:
     def additions(self) -> int:
         """Planes added per block of pixels, all groups together."""
         return int(sum(np.sum(tree.edge_costs) for tree in self.trees))
+
+    @property
+    def differing_weights(self) -> int:
+        """The paper's count, all groups together: weights that differ from the parent's, or the virtual parent's."""
+        return int(sum(np.sum(tree.differing_weights) for tree in self.trees))
 
     @property
     def nodes(self) -> int:
@@ -133,13 +140,17 @@ def bitsliced_kernels(spec: BinarySpec, isa: Isa, plan: BitslicedPlan) -> LayerK
     signs = spec.binary_weights.signs
     _check_trees(signs.reshape(spec.geometry.groups, spec.geometry.group_out_channels, -1), plan.trees)
     mapped = output_map(spec)
-    program = make_program(layout, [_as_program_tree(tree) for tree in plan.trees])
+    trees = [_as_program_tree(tree) for tree in plan.trees]
+    program = make_program(layout, trees)
     zero_padded = spec.ring is None and any(spec.geometry.pads)
     constants = bitsliced_conv2d_constants(layout, signs, zero_padded=zero_padded)
     function = bitsliced_conv2d(
         layout, program, constants, has_scale=mapped.scaled is not None, has_bias=mapped.bias is not None, isa=isa
     )
-    tables: list[Array] = [program.indices, program.nodes]
+    vectors = pack_node_vectors(layout, trees, program)
+    expand = expand_program(layout, len(program.nodes), len(program.indices))
+    indices = DerivedConstant(expand, (vectors, program.nodes), program.indices)
+    tables: list[Constant] = [indices, program.nodes]
     if spec.geometry.groups > 1:
         tables.append(program.first_rows)
     planes = make_bit_planes(layout, f"bit_planes_{alphabet}_{layout.lanes * WORD_BITS}")

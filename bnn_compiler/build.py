@@ -20,6 +20,8 @@ from bnn_compiler.artifact import SECTION_NAME, encode_section, seal, spec_to_js
 from bnn_compiler.atomic_file import atomic_write, check_writable
 from bnn_compiler.errors import ArtifactError
 from bnn_compiler.linker import Linker, find_linker, link_shared
+from bnn_compiler.passes.lift_derived_constants import FUNCTION as DERIVATION
+from bnn_compiler.passes.lift_derived_constants import derived_of
 from bnn_compiler.passes.relax_buffer_alignment import RelaxBufferAlignment
 from bnn_compiler.passes.return_through_parameters import ReturnThroughParameters
 from bnn_compiler.target import CompileTarget
@@ -65,7 +67,8 @@ def build_library(module: IRModule, target: CompileTarget, manifest: Mapping[str
     """Compile ``module`` for ``target`` and write the library to ``output``, whole or not at all.
 
     ``manifest`` may give ``inputs`` and ``outputs`` (lists of name, shape, dtype) for ``main`` where names differ from
-    the Relax parameters'; ``target``, ``functions`` and ``versions`` are added here. Every other key is kept.
+    the Relax parameters'; ``target``, ``functions``, ``versions`` and, where constants are derived at load,
+    ``derivation`` and ``derived`` (see ``artifact``) are added here. Every other key is kept.
 
     Raises:
         ArtifactError: ``output`` cannot be written.
@@ -115,12 +118,15 @@ def _complete_manifest(
         if isinstance(function, relax.Function) and "global_symbol" in function.attrs
     }
     main = functions.pop("main")
+    derivation = functions.pop(DERIVATION, None)
     complete = {**main, **manifest}
     for side in ("inputs", "outputs"):
         declared = [(list(entry["shape"]), entry["dtype"]) for entry in complete[side]]
         actual = [(entry["shape"], entry["dtype"]) for entry in main[side]]
         assert declared == actual, f"manifest {side} {declared} are not those of main: {actual}"
     complete["functions"] = functions
+    if derivation is not None:
+        complete["derivation"] = {"function": DERIVATION, "outputs": derivation["outputs"]}
     complete["target"] = {
         "text": target.text,
         "architecture": target.architecture,
@@ -138,12 +144,15 @@ def _complete_manifest(
     return complete
 
 
-def _signature(function: relax.Function) -> dict[str, list[dict[str, Any]]]:
+def _signature(function: relax.Function) -> dict[str, list[Any]]:
     results = _leaf_types(function.ret_ty)
-    return {
-        "inputs": [_tensor(str(parameter.name), parameter.ty) for parameter in function.params],
+    derived = list(derived_of(function))
+    inputs = function.params[: len(function.params) - len(derived)]
+    signature: dict[str, list[Any]] = {
+        "inputs": [_tensor(str(parameter.name), parameter.ty) for parameter in inputs],
         "outputs": [_tensor(f"output_{index}", result) for index, result in enumerate(results)],
     }
+    return {**signature, "derived": derived} if derived else signature
 
 
 def _leaf_types(result: relax.Type) -> list[relax.TensorType]:

@@ -76,6 +76,8 @@ def _popcount_nanoseconds(spec: BinarySpec, model: CostModel) -> float:
 def _tree_report(plan: BitslicedPlan) -> dict[str, Any]:
     channels = sum(tree.channels for tree in plan.trees)
     return {
+        "nodes": plan.nodes,
+        "differing_weights": plan.differing_weights,
         "planes": plan.additions,
         "cost_ratio": round(plan.cost_ratio, 4),
         "synthetic_nodes": plan.nodes - channels,

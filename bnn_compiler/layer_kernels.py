@@ -19,6 +19,7 @@ import numpy as np
 from tvm import tirx
 
 from bnn_compiler.constants import Array
+from bnn_compiler.derived_constant import Constant
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.pack import pack_conv_activations, pack_dense_activations
@@ -32,7 +33,7 @@ class Kernel:
     """A PrimFunc that takes one tensor, then ``constants``, and gives one tensor of ``shape`` and ``dtype``."""
 
     function: tirx.PrimFunc
-    constants: tuple[Array, ...]
+    constants: tuple[Constant, ...]
     shape: tuple[int, ...]
     dtype: str
 
@@ -59,9 +60,9 @@ class LayerKernels:
         return self.stages[-1]
 
     @property
-    def weight_bytes(self) -> int:
-        """Bytes of all constants that the layer carries."""
-        return sum(array.nbytes for kernel in self.stages for array in kernel.constants)
+    def constants(self) -> tuple[Constant, ...]:
+        """Weights, thresholds, scales and tables: all that the layer needs besides its input."""
+        return tuple(constant for kernel in self.stages for constant in kernel.constants)
 
 
 @dataclass(frozen=True, eq=False)

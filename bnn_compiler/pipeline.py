@@ -11,7 +11,14 @@ import tvm
 from bnn_compiler.kernel_choice import ChoiceOptions
 from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.options import SignZero
-from bnn_compiler.passes import ExposeActivationBits, FoldBatchNorm, LowerBinaryOps, PartitionBinaryOps, float_pipeline
+from bnn_compiler.passes import (
+    ExposeActivationBits,
+    FoldBatchNorm,
+    LiftDerivedConstants,
+    LowerBinaryOps,
+    PartitionBinaryOps,
+    float_pipeline,
+)
 
 Progress = Callable[[str, float], None]
 
@@ -38,8 +45,8 @@ def phases(
         # Binary layers become composites that still carry their float semantics; all others get a reason.
         Phase("partition", (PartitionBinaryOps(algorithm=choice.algorithm, sign_zero=sign_zero),)),
         # Composites become calls of kernels, popcount or bit-sliced along a channel tree. Each layer is also a
-        # function of its own, for verification.
-        Phase("lower", (LowerBinaryOps(target, choice=choice, layers=layers),)),
+        # function of its own, for verification. Tables that kernels make of smaller ones are made once, at load.
+        Phase("lower", (LowerBinaryOps(target, choice=choice, layers=layers, derive=True), LiftDerivedConstants())),
         # The float rest gets register-tiled kernels, fused element-wise operators and schedules.
         Phase("float", tuple(float_pipeline(target))),
         # Two kinds of functions that only verification calls: it counts the signs that came out differently.

@@ -43,11 +43,18 @@ class _Layer(TypedDict):
     kernel: str | None
     weight_shape: list[int]
     weight_bytes: int
+    resident_bytes: int
 
 
 class TreeReport(TypedDict):
-    """The channel tree of a layer: planes added per pixel vector, and that divided by the number of weights."""
+    """The channel tree of a layer, all groups together: planes added per pixel vector, and ÷ the number of weights.
 
+    ``differing_weights`` is what the paper counts: Hamming distances summed over the edges of the tree. ``nodes`` are
+    channels and synthetic nodes.
+    """
+
+    nodes: int
+    differing_weights: int
     planes: int
     cost_ratio: float
     synthetic_nodes: int
@@ -139,7 +146,7 @@ def make_report(
     notes: Sequence[NoteReport] = (),
     verification: VerificationReport | None = None,
 ) -> Report:
-    """Assemble a report from the entries that passes made; float layers may lack ``kernel`` and ``weight_bytes``."""
+    """Assemble a report from the entries that passes made; float layers may lack ``kernel`` and bytes."""
     return {
         "schema": SCHEMA,
         "model": model,
@@ -163,6 +170,8 @@ def _layer_report(entry: Mapping[str, Any]) -> LayerReport:
     status, reason = entry["status"], entry["reason"]
     assert reason in REASONS, f"undocumented reason {reason!r} at layer {entry['name']!r}"
     assert status != "binary" or reason in ("", "algorithm_forced"), f"binary layer with a reason: {entry}"
+    # A float layer stores its weights as float32.
+    weight_bytes = entry.get("weight_bytes", 4 * math.prod(entry["weight_shape"]))
     report: LayerReport = {
         "name": entry["name"],
         "op": entry["op"],
@@ -173,8 +182,8 @@ def _layer_report(entry: Mapping[str, Any]) -> LayerReport:
         "algorithm": entry["algorithm"],
         "kernel": entry.get("kernel"),
         "weight_shape": list(entry["weight_shape"]),
-        # A float layer stores its weights as float32.
-        "weight_bytes": entry.get("weight_bytes", 4 * math.prod(entry["weight_shape"])),
+        "weight_bytes": weight_bytes,
+        "resident_bytes": entry.get("resident_bytes", weight_bytes),
     }
     if entry["algorithm"] != "float":
         report["choice"] = entry["choice"]

@@ -33,13 +33,17 @@ Closure = Callable[..., object]
 
 _CPU = 1  # kDLCPU
 _POOLED_ALLOCATOR = 2  # tvm::runtime::memory::AllocatorType::kPooled
+# Keys beside the names of functions, which have no spaces.
+_MACHINE = "virtual machine"
+_BOUND = "bound "
 
 
 class CompiledModel:
     """A network, ready to run. Made by ``load``.
 
     One object may be used from any number of threads at once: each thread that calls gets a virtual machine of its own,
-    made on its first call; code and constants are shared.
+    made on its first call; code and constants are shared. Constants that the library derives from what it stores (see
+    ``artifact``) are made once, with this object.
     """
 
     def __init__(self, library: tvm.runtime.Module, manifest: Manifest, descriptor: int, threads: int) -> None:
@@ -54,6 +58,12 @@ class CompiledModel:
         self._main = self._signatures["main"]
         self._machines = threading.local()
         self.set_num_threads(threads)
+        self._derived_of = {
+            name: entry["derived"]
+            for name, entry in {**manifest["functions"], "main": manifest}.items()
+            if "derived" in entry
+        }
+        self._derived = self._derive(manifest["derivation"]) if "derivation" in manifest else []
         weakref.finalize(self, os.close, descriptor)  # last: an object that was not made does not own it
 
     @property
@@ -141,12 +151,29 @@ class CompiledModel:
             return machines[name]  # type: ignore[no-any-return]
         except KeyError:
             pass
-        if "machine" not in machines:
+        machine = self._machine()
+        if name in self._derived_of:
+            # Bound inside the virtual machine: calls pass inputs and outputs, as without derived constants.
+            machine["save_function"](name, _BOUND + name, False, *(self._derived[i] for i in self._derived_of[name]))
+            machines[name] = machine[_BOUND + name]
+        else:
+            machines[name] = machine[name]
+        return machines[name]  # type: ignore[no-any-return]
+
+    def _machine(self) -> tvm.runtime.Module:
+        """Return the calling thread's virtual machine."""
+        machines = self._machines.__dict__
+        if _MACHINE not in machines:
             machine = self._executable["vm_load_executable"]()
             machine["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
-            machines["machine"] = machine
-        machines[name] = machines["machine"][name]
-        return machines[name]  # type: ignore[no-any-return]
+            machines[_MACHINE] = machine
+        return machines[_MACHINE]
+
+    def _derive(self, derivation: Mapping[str, Any]) -> list[tvm.runtime.Tensor]:
+        """Run the library's function that makes constants of stored ones."""
+        results = [tvm.runtime.empty(spec.shape, spec.dtype) for spec in specs_from_json(derivation["outputs"])]
+        self._machine()[derivation["function"]](*results)
+        return results
 
 
 def load(path: str | Path, threads: int = 1) -> CompiledModel:

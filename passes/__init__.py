@@ -8,6 +8,7 @@ from .compile_binary_ops import CompileBinaryOps
 from .expose_activation_bits import ExposeActivationBits
 from .float_pipeline import float_pipeline
 from .fold_batch_norm import FoldBatchNorm
+from .lift_derived_constants import LiftDerivedConstants
 from .lower_binary_ops import LowerBinaryOps
 from .lower_float_ops import LowerFloatOps
 from .partition_binary_ops import PartitionBinaryOps
@@ -17,6 +18,7 @@ __all__ = [
     "CompileBinaryOps",
     "ExposeActivationBits",
     "FoldBatchNorm",
+    "LiftDerivedConstants",
     "LowerBinaryOps",
     "LowerFloatOps",
     "PartitionBinaryOps",

@@ -27,6 +27,8 @@ import tvm_ffi
 from tvm import relax
 from tvm.ir import Call, GlobalVar, Var
 
+from .lift_derived_constants import DERIVED_ATTR, DERIVED_PREFIX, derived_of
+
 FUNCTION = "activation_bits"
 SUFFIX = "_bits"
 
@@ -104,7 +106,13 @@ def _same_kernel_and_constants(left: Call, right: Call) -> bool:
     if _callee(left) != _callee(right) or len(left.args[1]) != len(right.args[1]):
         return False
     pairs = zip(left.args[1].fields[1:], right.args[1].fields[1:], strict=True)
-    return all(a.same_as(b) or tvm_ffi.structural_equal(a, b) for a, b in pairs)
+    return all(a.same_as(b) or _same_derived(a, b) or tvm_ffi.structural_equal(a, b) for a, b in pairs)
+
+
+def _same_derived(left: relax.Expr, right: relax.Expr) -> bool:
+    """Whether both are parameters for the same derived constant: ``LiftDerivedConstants`` names them alike."""
+    both = isinstance(left, Var) and isinstance(right, Var)
+    return both and left.name == right.name and left.name.startswith(DERIVED_PREFIX)
 
 
 @relax.expr_functor.mutator
@@ -132,7 +140,8 @@ def _add_copy(builder: relax.BlockBuilder, name: str, function: relax.Function, 
     parameters = [relax.Var(parameter.name, parameter.ty) for parameter in function.params]
     substitution.variables.update(zip(function.params, parameters, strict=True))
     missing = set(results)
-    with builder.function(name, parameters):
+    derived = derived_of(function)
+    with builder.function(name, parameters, attrs={DERIVED_ATTR: derived} if derived else None):
         with builder.dataflow():
             for binding in bindings:
                 value = substitution.visit_expr(binding.value)

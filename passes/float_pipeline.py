@@ -6,8 +6,25 @@ import tvm
 from tvm import relax
 
 from .fold_batch_norm import FoldBatchNorm
+from .lift_derived_constants import FUNCTION as DERIVATION
 from .lower_float_ops import LowerFloatOps
 from .schedule_float_kernels import ScheduleFloatKernels
+
+
+@tvm.transform.module_pass(opt_level=0, name="FoldConstantsOfRuns")
+class FoldConstantsOfRuns:
+    """``relax.transform.FoldConstant`` on every function but ``derive_constants``.
+
+    TVM would evaluate that one whole, and the library would store what it is to derive (``LiftDerivedConstants``).
+    """
+
+    def transform_module(self, module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        """Apply the pass to a copy of ``module``."""
+        folded = relax.transform.FoldConstant()(module)
+        for variable, function in module.functions.items():
+            if variable.name_hint == DERIVATION:
+                folded.update_func(folded.get_global_var(DERIVATION), function)
+        return folded
 
 
 def float_pipeline(target: tvm.target.Target) -> list[tvm.transform.Pass]:
@@ -27,7 +44,7 @@ def float_pipeline(target: tvm.target.Target) -> list[tvm.transform.Pass]:
         LowerFloatOps(target),
         relax.backend.DispatchSortScan(),  # TopK and its kin, which LegalizeOps leaves
         relax.transform.LegalizeOps(),
-        relax.transform.FoldConstant(),
+        FoldConstantsOfRuns(),
         relax.transform.DeadCodeElimination(),
         # Phase 3: elementwise work joins its producer.
         relax.transform.AnnotateTIROpPattern(),

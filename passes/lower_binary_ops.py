@@ -4,7 +4,10 @@
    the same comparison and padding share one pack.
 2. Each layer also becomes a function ``layer_<i>`` of the module, from the float tensor that is compared to the layer's
    float output, calling the same kernels on the same constants: verification and benchmarks run a layer alone.
-3. The report entries of the lowered layers get ``function``, ``kernel``, ``weight_bytes``, ``input`` and ``output``.
+3. The report entries of the lowered layers get ``function``, ``kernel``, ``weight_bytes``, ``resident_bytes``,
+   ``input`` and ``output``.
+4. A derived constant is stored as its value. With ``derive=True`` it becomes a call of the kernel that makes it, with
+   the attribute ``bnnc.derives_constant``, for ``LiftDerivedConstants`` behind this pass.
 
 The kernels are chosen by the target in scope (``with target:``) or the one given.
 """
@@ -23,9 +26,11 @@ from tvm.ir import Call, GlobalVar
 
 from bnn_compiler.composites import apply_moves, binary_composites, composite_names, read_composite
 from bnn_compiler.constants import Array
+from bnn_compiler.derived_constant import Constant, DerivedConstant, resident_bytes, stored_bytes
 from bnn_compiler.kernel_choice import Choice, ChoiceOptions, choose_kernels
 from bnn_compiler.layer_kernels import Kernel
 from bnn_compiler.layers import BinaryLayer, BinarySpec, LayerNames, Move
+from bnn_compiler.passes.lift_derived_constants import DERIVES_ATTR
 from bnn_compiler.passes.partition_binary_ops import LAYERS_ATTR
 from bnn_compiler.schedules.isa import Isa, detect_isa
 from bnn_compiler.target import target_in_scope
@@ -46,9 +51,10 @@ class _Constants:
 
 @relax.expr_functor.mutator
 class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
-    def __init__(self, module: tvm.IRModule, plans: dict[str, _Planned]) -> None:
+    def __init__(self, module: tvm.IRModule, plans: dict[str, _Planned], *, derive: bool) -> None:
         super().__init__(module)
         self._plans = plans
+        self._derive = derive
         self._constants = _Constants()
         self._shared: dict[tuple[Any, ...], relax.Expr] = {}
 
@@ -85,7 +91,7 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
     def _call(self, builder: relax.BlockBuilder, kernel: Kernel, data: relax.Expr, *, share: bool) -> relax.Expr:
         """Call ``kernel``; with ``share`` the same kernel is called once on the same data and constants."""
         function = builder.add_func(kernel.function, kernel.name)  # the same variable for a function that is there
-        constants = [self._constants.of(array) for array in kernel.constants]
+        constants = [self._constant(builder, constant) for constant in kernel.constants]
         key = (data, function, *constants)
         if share and key in self._shared:
             return self._shared[key]
@@ -94,6 +100,18 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         if share:
             self._shared[key] = result
         return result
+
+    def _constant(self, builder: relax.BlockBuilder, constant: Constant) -> relax.Expr:
+        """Rule 4."""
+        if not isinstance(constant, DerivedConstant):
+            return self._constants.of(constant)
+        if not self._derive:
+            return self._constants.of(constant.value)
+        kernel = constant.function.with_attr(DERIVES_ATTR, True)
+        function = builder.add_func(kernel, str(kernel.attrs["bnnc.kernel"]))
+        stored = [self._constants.of(array) for array in constant.stored]
+        result = relax.TensorType(constant.value.shape, str(constant.value.dtype))
+        return builder.emit(relax.call_tir(function, stored, result))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,13 +125,13 @@ class _Planned:
 
 
 def lower_module(
-    module: tvm.IRModule, target: tvm.target.Target, options: ChoiceOptions
+    module: tvm.IRModule, target: tvm.target.Target, options: ChoiceOptions, *, derive: bool = False
 ) -> tuple[tvm.IRModule, list[BinaryLayer]]:
     """The lowered module and what verification needs of each layer, in the order of the report."""
     attributes = dict(module.attrs.items()) if module.attrs else {}
     entries = json.loads(str(attributes.get(LAYERS_ATTR, "[]")))
     planned = _plan(module, detect_isa(target), options, [entry["name"] for entry in entries])
-    lowerer = _Lowerer(module, {plan.composite: plan for plan in planned})
+    lowerer = _Lowerer(module, {plan.composite: plan for plan in planned}, derive=derive)
     lowerer.builder_.update_func(module.get_global_var("main"), lowerer.visit_expr(module["main"]))
     entry_of = {entry["name"]: entry for entry in entries}
     layers = []
@@ -125,6 +143,7 @@ def lower_module(
             algorithm=plan.choice.kernels.algorithm,
             kernel=layer.kernel,
             weight_bytes=layer.weight_bytes,
+            resident_bytes=resident_bytes(plan.choice.kernels.constants),
             choice=plan.choice.details,
             function=layer.function,
             input=layer.input_tensor,
@@ -162,7 +181,7 @@ def _binary_layer(function: str, plan: _Planned) -> BinaryLayer:
         channel_axis=_channel_axis(spec),
         exact=kernels.output.exact,
         kernel=kernels.product.name,
-        weight_bytes=kernels.weight_bytes,
+        weight_bytes=stored_bytes(kernels.constants),
         zero_tensor=names.zero_tensor,
     )
 
@@ -184,14 +203,17 @@ class LowerBinaryOps:
         target: tvm.target.Target | None = None,
         choice: ChoiceOptions | None = None,
         layers: list[BinaryLayer] | None = None,
+        *,
+        derive: bool = False,
     ) -> None:
         self._target = target
+        self._derive = derive
         self._choice = choice or ChoiceOptions()
         self._layers = layers
 
     def transform_module(self, module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Lower every composite of ``module``."""
-        lowered, layers = lower_module(module, target_in_scope(self._target), self._choice)
+        lowered, layers = lower_module(module, target_in_scope(self._target), self._choice, derive=self._derive)
         if self._layers is not None:
             self._layers.extend(layers)
         return lowered

@@ -2,7 +2,12 @@
 
     f(x...) -> (y0, y1)      becomes      f(x..., output_0, output_1) -> ()
 
-so that ``run(out=...)`` fills the caller's arrays without a copy, and without ``out`` the arrays that ``run`` returns
+A function with derived constants (``LiftDerivedConstants``) keeps them as its last parameters: what a library is called
+with in each run comes first, what stays the same can be bound.
+
+    f(x..., derived...) -> y      becomes      f(x..., output_0, derived...) -> ()
+
+So ``run(out=...)`` fills the caller's arrays without a copy, and without ``out`` the arrays that ``run`` returns
 are ordinary NumPy arrays that no allocator of the runtime has to keep alive.
 """
 
@@ -12,6 +17,8 @@ from collections.abc import Iterator
 
 import tvm
 from tvm import IRModule, relax, te, tirx
+
+from .lift_derived_constants import derived_of
 
 
 @tvm.transform.module_pass(opt_level=0, name="ReturnThroughParameters")
@@ -62,7 +69,7 @@ class _FunctionRewriter:
         }
 
     def rewrite(self) -> relax.Function:
-        """Return the function with its results as trailing parameters and an empty tuple as its value."""
+        """Return the function with its results as parameters behind its inputs and an empty tuple as its value."""
         outputs: list[relax.Var] = []
         replaced: dict[relax.Var, relax.Expr] = {}
         copies: list[relax.Binding] = []
@@ -81,7 +88,9 @@ class _FunctionRewriter:
             for block in self.function.body.blocks
         ]
         body = self.builder.normalize(relax.SeqExpr([*blocks, relax.BindingBlock(copies)], relax.Tuple([])))
-        return relax.Function([*self.function.params, *outputs], body, relax.TupleType([]), False, self.function.attrs)
+        inputs = len(self.function.params) - len(derived_of(self.function))
+        parameters = [*self.function.params[:inputs], *outputs, *self.function.params[inputs:]]
+        return relax.Function(parameters, body, relax.TupleType([]), False, self.function.attrs)
 
     def _resolve(self, expression: relax.Expr) -> relax.Expr:
         """Follow aliases and tuple projections to the variable (or other leaf) that stands behind ``expression``."""

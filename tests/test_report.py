@@ -25,7 +25,20 @@ def layer(**changes: object) -> LayerReport:
         "kernel": "conv",
         "weight_shape": [1, 64, 1, 1],
         "weight_bytes": 8,
-        "choice": {"source": "only"},
+        "resident_bytes": 8,
+        "choice": {
+            "source": "predicted",
+            "popcount_us": 2.5,
+            "bitsliced_us": 1.5,
+            "tree": {
+                "nodes": 3,
+                "differing_weights": 30,
+                "planes": 30,
+                "cost_ratio": 0.2,
+                "synthetic_nodes": 1,
+                "depth": 2,
+            },
+        },
         "function": "layer_0",
         "input": "x",
         "output": "y",
@@ -42,7 +55,8 @@ def test_docs_list_every_reason_and_no_other() -> None:
 def test_docs_describe_every_field() -> None:
     text = DOCS.read_text(encoding="utf-8")
     report = make_report("m", "native", {}, [layer()])
-    fields = {*report, *report["layers"][0]}
+    choice = report["layers"][0]["choice"]
+    fields = {*report, *report["layers"][0], *choice, *choice["tree"]}
     assert {field for field in fields if f"`{field}`" not in text} == set()
 
 

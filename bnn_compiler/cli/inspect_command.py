@@ -10,7 +10,7 @@ import click
 from .arguments import TargetCommand, shapes_by_name
 from .context import Context, pass_context, quiet_and_verbose
 from .options import compile_options
-from .tables import print_layers, print_notes, summarise_layers
+from .tables import print_layers, print_notes, print_trees, summarise_layers
 
 _ELF_MAGIC = b"\x7fELF"
 
@@ -46,6 +46,7 @@ def inspect_command(
         context.streams.out.write(to_json(report))
         return
     print_layers(context.streams, report)
+    print_trees(context.streams, report)
     context.say(f"{path.name}: {summarise_layers(report)}; target {report['target']}")
     print_notes(context.streams, report)
 

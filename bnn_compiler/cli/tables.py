@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,23 @@ def print_layers(streams: Streams, report: Report) -> None:
             f"{layer['weight_bytes']:,}",
             escape(_kernel_or_reason(layer)),
         )
+    print_table(streams, table)
+
+
+def print_trees(streams: Streams, report: Report) -> None:
+    """The layers that count along channel trees: weights, how many differ along the tree, bytes; or nothing."""
+    rows = [(layer["name"], _tree_row(layer)) for layer in report["layers"] if layer["algorithm"] == "bitsliced"]
+    if not rows:
+        return
+    if len(rows) > 1:
+        rows.append(("all", [sum(column) for column in zip(*(row for _, row in rows), strict=True)]))
+    table = make_table(streams)
+    table.add_column("channel trees", overflow="fold")
+    for heading in ("weights", "that differ", "channels", "nodes", "bytes stored", "in memory"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in rows:
+        table.add_row(escape(name), *(f"{number:,}" for number in row))
+    streams.out.write("\n")
     print_table(streams, table)
 
 
@@ -111,6 +129,13 @@ def count(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return str(number)
+
+
+def _tree_row(layer: LayerReport) -> Sequence[int]:
+    tree = layer["choice"]["tree"]
+    channels = tree["nodes"] - tree["synthetic_nodes"]
+    weights = math.prod(layer["weight_shape"])
+    return weights, tree["differing_weights"], channels, tree["nodes"], layer["weight_bytes"], layer["resident_bytes"]
 
 
 def _timing_row(timing: TimingReport) -> Sequence[str]:

@@ -97,6 +97,12 @@ class ChannelTree:
         return costs
 
     @property
+    def differing_weights(self) -> Ints:
+        """Hamming distance of each node to its parent, or to the root's vector (``full`` has none: N), int64[K]."""
+        weights = self.vectors.shape[1]
+        return np.where(self.negated, weights - (self.edge_costs - 1), self.edge_costs).astype(np.int64)
+
+    @property
     def edge_cost(self) -> int:
         """Planes added or taken away in all."""
         return int(self.edge_costs.sum())
