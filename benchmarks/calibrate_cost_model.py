@@ -27,6 +27,7 @@ from bnn_compiler import cost_model
 from bnn_compiler.bench import cpu_name, time_in_turn
 from bnn_compiler.bitsliced_layer import BitslicedPlan, bitsliced_kernels
 from bnn_compiler.cost_model import BitslicedCosts, CostModel, PopcountCosts
+from bnn_compiler.derived_constant import value_of
 from bnn_compiler.layer_kernels import Kernel, LayerKernels, popcount_kernels
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.schedules.bitsliced_conv import make_layout
@@ -87,7 +88,7 @@ def time_stages(kernels: Sequence[LayerKernels], target: CompileTarget) -> list[
     calls = []
     for i, (layer, stage) in enumerate(stages):
         before = layer.stages[layer.stages.index(stage) - 1]
-        arguments = [_tensor(before), *(_aligned(array) for array in stage.constants), _tensor(stage)]
+        arguments = [_tensor(before), *(_aligned(value_of(constant)) for constant in stage.constants), _tensor(stage)]
         calls.append(_call(library[f"kernel_{i}"], arguments))
     times = iter(min(rounds) * 1e9 for rounds in time_in_turn(calls, ROUNDS))
     return [[next(times) for _ in layer.stages[1:]] for layer in kernels]

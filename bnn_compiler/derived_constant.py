@@ -23,6 +23,11 @@ class DerivedConstant:
 Constant = Array | DerivedConstant
 
 
+def value_of(constant: Constant) -> Array:
+    """The array that a kernel sees."""
+    return constant.value if isinstance(constant, DerivedConstant) else constant
+
+
 def stored_bytes(constants: Iterable[Constant]) -> int:
     """Bytes that a library holds for ``constants``; arrays that several of them use count once."""
     return sum(array.nbytes for array in _stored(constants).values())

@@ -50,7 +50,7 @@ class LiftDerivedConstants:
         found: list[Call] = []
         functions: dict[GlobalVar, relax.Function] = {}
         for variable, function in sorted(module.functions.items(), key=lambda item: str(item[0].name_hint)):
-            if isinstance(function, relax.Function):
+            if isinstance(function, relax.Function) and variable.name_hint != FUNCTION:
                 rewritten = _lift(module, function, calls, found)
                 if rewritten is not None:
                     functions[variable] = rewritten

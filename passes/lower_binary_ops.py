@@ -26,7 +26,7 @@ from tvm.ir import Call, GlobalVar
 
 from bnn_compiler.composites import apply_moves, binary_composites, composite_names, read_composite
 from bnn_compiler.constants import Array
-from bnn_compiler.derived_constant import Constant, DerivedConstant, resident_bytes, stored_bytes
+from bnn_compiler.derived_constant import Constant, DerivedConstant, resident_bytes, stored_bytes, value_of
 from bnn_compiler.kernel_choice import Choice, ChoiceOptions, choose_kernels
 from bnn_compiler.layer_kernels import Kernel
 from bnn_compiler.layers import BinaryLayer, BinarySpec, LayerNames, Move
@@ -103,10 +103,8 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
 
     def _constant(self, builder: relax.BlockBuilder, constant: Constant) -> relax.Expr:
         """Rule 4."""
-        if not isinstance(constant, DerivedConstant):
-            return self._constants.of(constant)
-        if not self._derive:
-            return self._constants.of(constant.value)
+        if not isinstance(constant, DerivedConstant) or not self._derive:
+            return self._constants.of(value_of(constant))
         kernel = constant.function.with_attr(DERIVES_ATTR, True)
         function = builder.add_func(kernel, str(kernel.attrs["bnnc.kernel"]))
         stored = [self._constants.of(array) for array in constant.stored]

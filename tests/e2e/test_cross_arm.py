@@ -74,6 +74,8 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
             arguments.append(f"in:{array.dtype}:{'x'.join(map(str, array.shape))}:{folder / f'in{index}'}")
         for index, shape in enumerate(shapes):
             arguments.append(f"out:float32:{'x'.join(map(str, shape))}:{folder / f'out{index}'}")
+        for spec in read_manifest(library).get("derivation", {"outputs": []})["outputs"]:
+            arguments.append(f"derived:{spec['dtype']}:{'x'.join(map(str, spec['shape']))}:")
         command = [emulator, "-L", str(SYSROOT), "-E", f"LD_LIBRARY_PATH={library_path}", str(driver)]
         result = subprocess.run(
             [*command, str(library), "main", *arguments], capture_output=True, text=True, check=False
@@ -156,6 +158,19 @@ def test_lenet_agrees_with_onnx_runtime(tmp_path: Path, network: ModelFinder, em
         (result,) = emulated(library, [image[np.newaxis]], [(1, 10)])
         # The float stem and classifier sum up to a few thousand terms in another order; scores are of order 10.
         np.testing.assert_allclose(result[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_constants_are_derived_on_the_target(tmp_path: Path, digits: Path, emulated: Emulator) -> None:
+    need_linker(CORTEX_A72)
+    compiled = compile_model(digits, target=CORTEX_A72, algorithm="bitsliced")
+    compiled.export(tmp_path / "digits.so")
+    manifest = read_manifest(tmp_path / "digits.so")
+    assert manifest["derived"] == list(range(len(manifest["derivation"]["outputs"]))) != []
+    here = compile_model(digits, algorithm="popcount", verify=False)
+    image = np.random.default_rng(5).random((1, 1, 8, 8)).astype(np.float32)
+    (result,) = emulated(tmp_path / "digits.so", [image], [(1, 10)])
+    # The float stem and classifier sum up to 576 terms in another order; scores are of order 10.
+    np.testing.assert_allclose(result, here.run(image)["score"], rtol=1e-4, atol=1e-4)
 
 
 def test_driver_headers_match_the_runtime() -> None:

@@ -12,6 +12,7 @@ import pytest
 import bnn_compiler
 from bnn_compiler import kernel_choice
 from bnn_compiler.cli.main import run
+from bnn_compiler.derived_constant import value_of
 from bnn_compiler.errors import VerificationError
 from bnn_compiler.layer_kernels import LayerKernels, popcount_kernels
 from bnn_compiler.layers import BinarySpec
@@ -24,7 +25,7 @@ Plan = Callable[[BinarySpec, Isa], LayerKernels]
 def flip_one_weight_bit(spec: BinarySpec, isa: Isa) -> LayerKernels:
     kernels = popcount_kernels(spec, isa)
     weights, *others = kernels.product.constants
-    wrong = weights.copy()
+    wrong = value_of(weights).copy()
     wrong.reshape(-1)[0] ^= np.uint64(1)
     return replace(kernels, stages=(*kernels.stages[:-1], replace(kernels.product, constants=(wrong, *others))))
 
