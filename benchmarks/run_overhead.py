@@ -2,9 +2,11 @@
 
 A network of one trivial kernel (float32[1, 1024], 4 KB, in; ten floats out) is run through ``run`` and, in the same
 process and alternating with it, its kernel is called directly on the same arrays. The difference is the overhead:
-checks, DLPack, virtual machine, output allocation. Exits 1 if the median is above ``--limit``.
+checks, DLPack, virtual machine, output allocation. Exits 1 if the median is above ``--limit``. ``--derived`` gives the
+network so many constants that are derived at load, which the virtual machine adds to every call (a network has one per
+bit-sliced layer).
 
-    python -m benchmarks.run_overhead [--repeat 600] [--limit 5.0] [--json out.json]
+    python -m benchmarks.run_overhead [--repeat 600] [--limit 5.0] [--derived 0] [--json out.json]
 """
 
 from __future__ import annotations
@@ -19,24 +21,32 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from tvm import IRModule, relax
+from tvm import IRModule, relax, te, transform
 
 from bnn_compiler.build import build_library
+from bnn_compiler.passes.lift_derived_constants import DERIVES_ATTR, LiftDerivedConstants
 from bnn_compiler.runtime import load
 from bnn_compiler.target import parse_target
 
 _CALLS = 100  # per sample: long against the clock, and short against a time slice, so few samples are interrupted
 
 
-def trivial_network() -> IRModule:
-    """float32[1, 1024] -> its first ten values."""
+def trivial_network(derived: int = 0) -> IRModule:
+    """float32[1, 1024] -> its first ten values; besides, ``derived`` constants that are made at load and not used."""
     builder = relax.BlockBuilder()
     x = relax.Var("x", relax.TensorType((1, 1024), "float32"))
+    source = te.placeholder((16,), "float32", name="source")
+    copy = te.create_prim_func([source, te.compute((16,), lambda i: source[i], name="copy")])
     with builder.function("main", [x]):
         with builder.dataflow():
+            kernel = builder.add_func(copy.with_attr(DERIVES_ATTR, True).without_attr("global_symbol"), "copy")
+            for i in range(derived):
+                stored = relax.const(np.full(16, i, np.float32))
+                builder.emit(relax.call_tir(kernel, [stored], relax.TensorType((16,), "float32")))
             result = builder.emit_output(relax.op.strided_slice(x, [1], [0], [10]))
         builder.emit_func_output(result)
-    return builder.get()
+    lifted: IRModule = transform.Sequential([LiftDerivedConstants()])(builder.get())
+    return lifted
 
 
 def microseconds(call: Callable[[], object]) -> float:
@@ -47,11 +57,11 @@ def microseconds(call: Callable[[], object]) -> float:
     return (time.perf_counter() - start) / _CALLS * 1e6
 
 
-def measure(repeat: int) -> dict[str, list[float]]:
+def measure(repeat: int, derived: int) -> dict[str, list[float]]:
     """Return ``repeat`` samples in microseconds per variant, taken in turn."""
     with tempfile.TemporaryDirectory() as directory:
         library = Path(directory) / "trivial.so"
-        build_library(trivial_network(), parse_target("native"), {}, library)
+        build_library(trivial_network(derived), parse_target("native"), {}, library)
         model = load(library)
     x = np.random.default_rng(0).standard_normal((1, 1024)).astype(np.float32)
     result = np.empty((1, 10), np.float32)
@@ -76,9 +86,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=600)
     parser.add_argument("--limit", type=float, default=5.0, help="microseconds")
+    parser.add_argument("--derived", type=int, default=0, help="constants derived at load")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    samples = measure(arguments.repeat)
+    samples = measure(arguments.repeat, arguments.derived)
     kernel = samples.pop("kernel")
     summary = {"kernel": {"min": min(kernel), "median": statistics.median(kernel)}}
     print(f"{'':16} {'min':>8} {'median':>8}   microseconds beyond the kernel ({min(kernel):.2f})")
