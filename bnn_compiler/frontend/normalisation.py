@@ -8,9 +8,10 @@ In order:
 4. to a fixed point: shapes are inferred, constants folded (:mod:`bnn_compiler.frontend.constant_folding`), operators
    of quantisation tools replaced by standard ones (:mod:`bnn_compiler.frontend.custom_domains`), branches with a known
    condition taken; then each branch that is left becomes a ``Where`` over both sides;
-5. ``auto_pad`` becomes explicit pads, and operands are checked (:mod:`bnn_compiler.frontend.operator_check`);
-6. ``Identity`` and ``Dropout`` go, where no name of the graph's border depends on them;
-7. all nodes have unique names.
+5. ``Einsum`` becomes ``MatMul`` where it is one (:mod:`bnn_compiler.frontend.einsum_products`);
+6. ``auto_pad`` becomes explicit pads, and operands are checked (:mod:`bnn_compiler.frontend.operator_check`);
+7. ``Identity`` and ``Dropout`` go, where no name of the graph's border depends on them;
+8. all nodes have unique names.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from bnn_compiler.errors import ModelError
 from .branches import inline_known_branches, select_branches
 from .constant_folding import dense_initializers, fold_constants
 from .custom_domains import lower_custom_nodes, require_standard_nodes
+from .einsum_products import rewrite_einsums
 from .explicit_padding import make_padding_explicit
 from .input_shapes import fix_input_shapes
 from .memory_estimate import check_memory
@@ -54,11 +56,13 @@ def normalise(model: onnx.ModelProto, opset: int, input_shapes: Mapping[str, tup
     while select_branches(model):  # a branch may hold another
         _settle(model, opset)
     require_standard_nodes(model, opset)
-    make_padding_explicit(model)  # 5
+    if rewrite_einsums(model):  # 5
+        _settle(model, opset)  # what was done to constants
+    make_padding_explicit(model)  # 6
     check_operands(model)
     require_compiled_types(model)
-    remove_pass_through(model)  # 6
-    name_nodes(model)  # 7
+    remove_pass_through(model)  # 7
+    name_nodes(model)  # 8
     infer_shapes(model)  # for the tensors that are left, under their final names
     return notes
 
