@@ -11,6 +11,7 @@ from .fold_batch_norm import FoldBatchNorm
 from .lift_derived_constants import LiftDerivedConstants
 from .lower_binary_ops import LowerBinaryOps
 from .lower_float_ops import LowerFloatOps
+from .lower_sorts import LowerSorts
 from .partition_binary_ops import PartitionBinaryOps
 from .schedule_float_kernels import ScheduleFloatKernels
 
@@ -21,6 +22,7 @@ __all__ = [
     "LiftDerivedConstants",
     "LowerBinaryOps",
     "LowerFloatOps",
+    "LowerSorts",
     "PartitionBinaryOps",
     "ScheduleFloatKernels",
     "float_pipeline",

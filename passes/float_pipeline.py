@@ -8,6 +8,7 @@ from tvm import relax
 from .fold_batch_norm import FoldBatchNorm
 from .lift_derived_constants import FUNCTION as DERIVATION
 from .lower_float_ops import LowerFloatOps
+from .lower_sorts import LowerSorts
 from .schedule_float_kernels import ScheduleFloatKernels
 
 
@@ -42,7 +43,7 @@ def float_pipeline(target: tvm.target.Target) -> list[tvm.transform.Pass]:
         relax.transform.DecomposeOpsForInference(),
         # Phase 2: our own kernels, then TVM's definition of everything else.
         LowerFloatOps(target),
-        relax.backend.DispatchSortScan(),  # TopK and its kin, which LegalizeOps leaves
+        LowerSorts(),
         relax.transform.LegalizeOps(),
         FoldConstantsOfRuns(),
         relax.transform.DeadCodeElimination(),

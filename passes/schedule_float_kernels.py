@@ -7,6 +7,7 @@ from tvm import tirx
 
 from bnn_compiler.schedules.float_elementwise import schedule_elementwise
 from bnn_compiler.schedules.float_math import expand_math
+from bnn_compiler.schedules.float_rounding import keep_roundings
 from bnn_compiler.schedules.float_vector import float_vector
 from bnn_compiler.schedules.isa import detect_isa
 
@@ -21,8 +22,9 @@ class ScheduleFloatKernels:
     1. PrimFuncs with attribute ``bnnc.kernel`` are left alone, as are those that are scheduled already
        (``tirx.is_scheduled``) or that have no sblocks.
     2. Elementwise producers and consumers are inlined, consumers of a float kernel into its store.
-    3. exp, sigmoid and tanh become arithmetic.
-    4. Loops over what remains are merged as far as memory layout allows, and vectorised.
+    3. No product and sum are contracted (``keep_roundings``), but for reductions.
+    4. exp, sigmoid and tanh become arithmetic.
+    5. Loops over what remains are merged as far as memory layout allows, and vectorised.
     """
 
     def __init__(self, target: tvm.target.Target) -> None:
@@ -35,7 +37,7 @@ class ScheduleFloatKernels:
         for variable, function in module.functions_items():
             if isinstance(function, tirx.PrimFunc) and _wants_schedule(function):
                 scheduled = schedule_elementwise(function, self.lanes)
-                expanded = scheduled.with_body(expand_math(scheduled.body))
+                expanded = scheduled.with_body(expand_math(keep_roundings(scheduled.body)))
                 updated.update_func(variable, expanded.with_attr("tirx.is_scheduled", True))
         return updated
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -67,7 +68,7 @@ class _Chain:
         self.constants.append(numpy_helper.from_array(np.asarray(after, np.int64), name))
         return self.add("Reshape", [data, name])
 
-    def add(self, operator: str, inputs: list[str], **attributes: list[int]) -> str:
+    def add(self, operator: str, inputs: list[str], **attributes: Any) -> str:
         """Append a node; the name of its result."""
         output = f"{self._result}/{operator}_{len(self.nodes)}"
         self.nodes.append(onnx.helper.make_node(operator, inputs, [output], name=output, **attributes))
