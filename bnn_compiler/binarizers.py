@@ -6,11 +6,14 @@ An activation is packed as bit = [x predicate threshold], with value ``high`` fo
 - *unsigned*: low = 0 (ReLU behind a sign, {0, a});
 - *affine*: any other pair of values;
 - *ternary*: {−a, 0, +a}, two bits per activation.
+
+An activation that holds its values only up to rounding (``rounded``, see ``residue``) is packed as the values
+themselves; one that the model leaves undefined at the threshold (``undefined``, 0/0) takes the value above it there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -48,15 +51,36 @@ class Binarizer:
     moves: tuple[Call, ...] = ()
     padding: Padding | None = None
     zero_taken_as_plus: bool = False
+    rounded: bool = False
+    undefined: bool = False
+
+    @property
+    def remarks(self) -> str:
+        """What a reader of the report should know of a layer with this activation; empty if nothing."""
+        remarks = {
+            "sign(0) taken as +1": self.zero_taken_as_plus,
+            f"0/0, NaN in the model, taken as {self.high:g}": self.undefined,
+            f"activations are {self.low:g} and {self.high:g} up to rounding": self.rounded,
+        }
+        return "; ".join(remark for remark, applies in remarks.items() if applies)
 
 
 def plan_binarizer(activation: relax.Expr, known: ValueSet | None, sign_zero: SignZero) -> Binarizer | NotBinary:
     """How ``activation`` can be packed, or why it cannot be."""
     if known is None or not isinstance(activation, Var):
         return NotBinary("activations_float", "the activation may hold any float")
+    plan = _plan(activation, known, sign_zero)
+    if isinstance(plan, NotBinary) or not known.rounded:
+        return plan
+    return replace(plan, rounded=True)
+
+
+def _plan(activation: Var, known: ValueSet, sign_zero: SignZero) -> Binarizer | NotBinary:
     if dtype_of(activation) != "float32":
         return NotBinary("unsupported_form", f"activation dtype {dtype_of(activation)}; only float32 is packed")
     steps = known.steps
+    if steps is not None and steps.undefined and sign_zero == "exact":
+        return NotBinary("activations_not_two_valued", "the activation is NaN where its divisor is 0")
     if steps is not None and dtype_of(steps.base) == "float32" and (steps.threshold.size == 1 or not steps.moves):
         plan = _from_steps(steps, sign_zero)
         if plan is not None:
@@ -95,7 +119,8 @@ def _from_steps(steps: StepFunction, sign_zero: SignZero) -> Binarizer | None:
         return None
     predicate = names[1] if _is(nan, high) else names[0]
     threshold = steps.threshold.astype(np.float32)
-    return Binarizer(steps.base, threshold, predicate, low, high, alphabet, steps.moves, steps.padding, assumed)
+    plan = Binarizer(steps.base, threshold, predicate, low, high, alphabet, steps.moves, steps.padding, assumed)
+    return replace(plan, undefined=steps.undefined)
 
 
 def _from_values(activation: Var, known: ValueSet, sign_zero: SignZero) -> Binarizer | NotBinary:

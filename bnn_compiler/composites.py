@@ -15,7 +15,8 @@ the layer's own float semantics, so an unlowered module still runs:
     o = reshape | permute_dims of b       zero or more
 
 ``build_composite`` writes that function and ``read_composite`` reads it back; the function is the only source of truth,
-its attribute ``bnnc.layer`` holds names for people.
+its attribute ``bnnc.layer`` holds names for people, and ``bnnc.rounded`` whether the model's own activations are low
+and high up to rounding only.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def build_composite(spec: BinarySpec, names: LayerNames) -> relax.Function:
     attrs = {
         "Composite": CONV_COMPOSITE if spec.geometry else DENSE_COMPOSITE,
         "bnnc.layer": json.dumps(names.__dict__),
+        "bnnc.rounded": spec.rounded,
     }
     with builder.function("layer", [x], attrs=attrs, private=True):
         with builder.dataflow():
@@ -168,6 +170,7 @@ def read_composite(function: relax.Function) -> BinarySpec:
         weights=weights,
         scale=scale,
         bias=bias,
+        rounded=bool(function.attrs.get("bnnc.rounded", False)),
     )
 
 

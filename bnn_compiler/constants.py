@@ -7,7 +7,7 @@ lazily and without changing the module, so that a pass can look *through* them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,27 @@ def dtype_of(expr: relax.Expr) -> str:
 def prim_value(expr: Any) -> float:
     """Number held by a scalar argument such as the bounds of ``relax.clip``."""
     return float(getattr(expr, "value", expr))
+
+
+def elementwise_operands(call: Call) -> list[relax.Expr]:
+    """The tensor operands of an element-wise call; the bounds of a clip are attributes here, not operands."""
+    return [call.args[0]] if op_name(call) in {"relax.clip", "relax.astype"} else list(call.args)
+
+
+def evaluate_elementwise(call: Call, operands: Sequence[Array]) -> Array:
+    """What an element-wise call (an operator of the tables above, ``where``, ``clip``, ``astype``) gives."""
+    name = op_name(call)
+    if name == "relax.clip":
+        return np.clip(operands[0], prim_value(call.args[1]), prim_value(call.args[2])).astype(operands[0].dtype)
+    if name == "relax.astype":
+        return operands[0].astype(dtype_of(call))
+    return apply_elementwise(name, list(operands))
+
+
+def is_elementwise(call: Call) -> bool:
+    """Whether ``evaluate_elementwise`` takes the call."""
+    name = op_name(call)
+    return name in UNARY or name in BINARY or name in {"relax.where", "relax.clip", "relax.astype"}
 
 
 class ConstantEvaluator:

@@ -2,7 +2,8 @@
 
 Both compute y = α·z + b per output channel, z an exact integer, |z| ≤ N. The artifact rounds twice: fl(fl(α·z) + b).
 ONNX Runtime sums N products w_i·x_i = ±α(1 + δ) and b in floating point, in an order of its own, |δ| ≤ RESIDUE being
-the rounding residue that exporters leave in weights.
+the rounding residue that exporters leave in weights; where x_i is ±1 up to rounding only (``residue``), that adds
+MAX_RESIDUE to the bound on |δ|.
 
 *Exact layers* (α a power of two, no residue, no bias): every partial sum is representable as long as N < 2^24, so both
 sides are exact and the results must be equal, bit for bit (+0 equals -0).
@@ -32,6 +33,7 @@ import numpy as np
 from .layers import BinaryLayer
 from .reference import Array
 from .report import LayerCheckReport
+from .residue import MAX_RESIDUE
 
 UNIT_ROUNDOFF = 2.0**-24
 RESIDUE = 2.0**-20
@@ -90,7 +92,8 @@ def error_bound(layer: BinaryLayer) -> Array:
     if layer.exact:
         return np.zeros_like(scale)
     bias = np.zeros_like(scale) if layer.bias is None else np.abs(layer.bias.astype(np.float64))
-    return np.asarray((gamma(layer.fan_in + 2) + RESIDUE + gamma(2)) * (layer.fan_in * scale + bias))
+    residue = RESIDUE + (MAX_RESIDUE if layer.rounded else 0.0)
+    return np.asarray((gamma(layer.fan_in + 2) + residue + gamma(2)) * (layer.fan_in * scale + bias))
 
 
 def check_layer(layer: BinaryLayer, actual: Array, expected: Array) -> LayerCheck:

@@ -36,7 +36,8 @@ class BinarySpec:
 
     ``weights`` float32 [O, Cg, kh, kw] (conv) or [K, O] (dense); ``threshold`` a scalar or [C, 1, 1] / [K];
     ``direction`` likewise or None; ``scale`` and ``bias`` float32[O] or None. ``geometry.pads`` is filled with
-    ``ring``, or with ONNX's zeros where that is None.
+    ``ring``, or with ONNX's zeros where that is None. ``rounded``: the model's own activations are low and high only up
+    to ``residue.MAX_RESIDUE``.
     """
 
     input_shape: tuple[int, ...]
@@ -53,6 +54,7 @@ class BinarySpec:
     weights: Array
     scale: Array | None
     bias: Array | None
+    rounded: bool = False
 
     @cached_property
     def binary_weights(self) -> BinaryWeights:
@@ -87,7 +89,10 @@ class BinarySpec:
 
 @dataclass(frozen=True, eq=False)
 class BinaryLayer:
-    """What verification and reports need of a lowered layer: y = scale·z + bias with integer |z| <= fan_in·levels."""
+    """What verification and reports need of a lowered layer: y = scale·z + bias with integer |z| <= fan_in·levels.
+
+    ``rounded`` as in ``BinarySpec``; such a layer is not ``exact``.
+    """
 
     name: str
     function: str
@@ -103,3 +108,4 @@ class BinaryLayer:
     kernel: str = ""
     weight_bytes: int = 0
     zero_tensor: str | None = None
+    rounded: bool = False

@@ -3,8 +3,8 @@
 Conditions for y = product(a, w), checked in this order; the first that fails is the reason in the report:
 
 1. w is constant and binary, ±α per output channel (``binary_weights``).
-2. The form is supported: conv1d or conv2d in NCHW/OIHW, or a matrix product with a matrix; static shapes; float32.
-3. a draws from a finite alphabet: two values, or {−a, 0, +a} (``value_sets``, ``binarizers``).
+2. a draws from a finite alphabet: two values, or {−a, 0, +a} (``value_sets``, ``binarizers``).
+3. The form is supported: conv1d or conv2d in NCHW/OIHW, or a matrix product with a matrix; static shapes; float32.
 4. Padding stays in the alphabet (``padding_not_in_alphabet``): zeros are exact for bipolar, {0, a} and ternary
    activations.
 
@@ -27,7 +27,9 @@ from bnn_compiler.binarizers import Binarizer, plan_binarizer
 from bnn_compiler.binary_weights import BinaryWeights, NotBinary, analyse_weights
 from bnn_compiler.constants import Array, dtype_of, op_name, static_shape
 from bnn_compiler.layers import BinarySpec, LayerNames, Move
+from bnn_compiler.missing_condition import missing_condition
 from bnn_compiler.options import SignZero
+from bnn_compiler.report import Status
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.value_sets import ValueSetAnalysis
 
@@ -67,29 +69,40 @@ class LayerMatcher:
         entry = self._names.get(variable.name) if isinstance(variable, Var) else None
         return entry.get("output") if entry else None
 
-    def match(self, call: Call) -> tuple[Match | NotBinary, bool]:
-        """The layer in canonical form or the reason, and whether its weights at least are binary."""
+    def describe(self, variable: Var) -> str:
+        """A tensor for people: its ONNX name and operator, or Relax's."""
+        entry = self._names.get(variable.name, {})
+        name = entry.get("output", variable.name)
+        return f"{name!r} ({entry['op']})" if "op" in entry else f"{name!r}"
+
+    def match(self, call: Call) -> tuple[Match | NotBinary, Status]:
+        """The layer in canonical form or the reason, and what is proven of it whether or not a kernel takes it."""
         name = op_name(call)
         left_weight = name == "relax.matmul" and self.analysis.constants.value(call.args[0]) is not None
         data, kernel = (call.args[1], call.args[0]) if left_weight else (call.args[0], call.args[1])
         weights = self.analysis.constants.value(kernel)
         if weights is None:
-            return NotBinary("weights_not_constant", "the weights depend on an input of the graph"), False
-        form = _unsupported_form(call, data, weights)
-        matrix = weights if left_weight or name != "relax.matmul" else np.moveaxis(weights, -1, 0)
-        binary = analyse_weights(matrix)
+            return NotBinary("weights_not_constant", "the weights depend on an input of the graph"), "float"
+        binary = analyse_weights(_output_channels_first(call, weights, left_weight=left_weight))
         if not isinstance(binary, BinaryWeights):
-            return binary, False
-        if form is not None:
-            return form, True
-        known = self.analysis.of(data)
-        plan = plan_binarizer(data, known, self._sign_zero)
+            return binary, "float"
+        plan = plan_binarizer(data, self.analysis.of(data), self._sign_zero)
         if isinstance(plan, NotBinary):
-            return plan, True
+            if plan.reason == "activations_float":
+                plan = replace(plan, detail=missing_condition(data, self.analysis, self.describe))
+            return plan, "binary_weight"
+        proven: Status = "binary" if plan.alphabet == "bipolar" else "binary_weight"
+        form = _unsupported_form(call, data, weights)
+        if form is not None:
+            return form, proven
         plan = self._through_moves(plan)
         if name == "relax.matmul":
-            return _dense(call, data, weights, plan, left_weight=left_weight), True
-        return _convolution(call, data, weights, plan), True
+            found = _dense(call, data, weights, plan, left_weight=left_weight)
+        else:
+            found = _convolution(call, data, weights, plan)
+        # A padding outside the alphabet is another alphabet; what else is missing is only a kernel.
+        failed = isinstance(found, NotBinary) and found.reason != "unsupported_form"
+        return found, "binary_weight" if failed else proven
 
     def _through_moves(self, plan: Binarizer) -> Binarizer:
         """Start before a transpose or reshape that the moves behind the comparison undo."""
@@ -102,6 +115,15 @@ class LayerMatcher:
                 break
             plan = replace(plan, base=inner, moves=(definition, *plan.moves))
         return plan
+
+
+def _output_channels_first(call: Call, weights: Array, *, left_weight: bool) -> Array:
+    """``weights`` with the axis of the output channels or features first."""
+    name = op_name(call)
+    if name == "relax.matmul" and not left_weight:
+        return np.moveaxis(weights, -1, 0)
+    # A transposed convolution stores input channels first, and output channels per group second.
+    return np.moveaxis(weights, 1, 0) if name.endswith("_transpose") else weights
 
 
 def _unsupported_form(call: Call, data: relax.Expr, weights: Array) -> NotBinary | None:
@@ -228,6 +250,7 @@ def _spec(
         weights=np.ascontiguousarray(weights),
         scale=None,
         bias=None,
+        rounded=plan.rounded,
     )
 
 

@@ -26,7 +26,7 @@ REASONS: Mapping[str, str] = {
     "activations_not_two_valued": "the activations are known to take a few values, but more than two",
     "activations_not_symmetric": "the activations take two values, but neither {-s, +s} nor another supported pair",
     "padding_not_in_alphabet": "the layer is padded with a value that the activations do not take",
-    "unsupported_form": "no kernel takes this form of the operator (control flow, rank, layout, …)",
+    "unsupported_form": "no binary kernel takes this form of the operator (control flow, rank, layout, …)",
     "algorithm_forced": "the layer qualifies, but --algorithm float was given",
 }
 """Every value of ``LayerReport["reason"]``, and what it says."""
@@ -169,7 +169,8 @@ def _layer_report(entry: Mapping[str, Any]) -> LayerReport:
     """The entry with every field of the schema, in its order."""
     status, reason = entry["status"], entry["reason"]
     assert reason in REASONS, f"undocumented reason {reason!r} at layer {entry['name']!r}"
-    assert status != "binary" or reason in ("", "algorithm_forced"), f"binary layer with a reason: {entry}"
+    allowed = ("", "algorithm_forced", "unsupported_form")
+    assert status != "binary" or reason in allowed, f"binary layer with a reason: {entry}"
     # A float layer stores its weights as float32.
     weight_bytes = entry.get("weight_bytes", 4 * math.prod(entry["weight_shape"]))
     report: LayerReport = {

@@ -11,6 +11,8 @@ representatives, in the model's own arithmetic, instead of being recognised by i
 A region that x cannot reach is ``None`` (x = ReLU(…) is never below 0, so its sign is a {0, 1} tensor).
 
 ``soft_zero``: the only way to the value 0 is ``Sign(0)`` of a general float, which binary engines take as +1.
+``rounded``: the tensor holds the values only up to float rounding (``residue``): (sign − clip) + clip.
+``undefined``: the model computes NaN at the threshold (x/|x| at 0), and the value above it is taken.
 """
 
 from __future__ import annotations
@@ -54,6 +56,8 @@ class StepFunction:
     moves: tuple[Call, ...] = ()
     padding: Padding | None = None
     soft_zero: bool = False
+    rounded: bool = False
+    undefined: bool = False
 
     @property
     def regions(self) -> tuple[Region, Region, Region, Region]:
@@ -86,20 +90,28 @@ class StepFunction:
 
 
 def cut(
-    base: Var, threshold: Array, evaluate: Evaluate, *, reachable: tuple[bool, bool], padding: Padding | None
+    base: Var, threshold: Array, evaluate: Evaluate, *, reachable: tuple[bool, bool, bool], padding: Padding | None
 ) -> StepFunction:
     """The step function of an operator that compares ``base`` with ``threshold``.
 
-    ``evaluate`` gives the operator's value for the difference x − t; ``reachable`` says whether base can be below and
-    at the threshold. ``padding`` surrounds the base with its value, and the result with the operator's value of it.
+    ``evaluate`` gives the operator's value for the difference x − t; ``reachable`` says whether base can be below,
+    at and above the threshold. ``padding`` surrounds the base with its value, and the result with the operator's value
+    of it.
     """
     with np.errstate(all="ignore"):
         below, equal, above, nan = (np.asarray(evaluate([np.asarray(x, threshold.dtype)])) for x in (-1, 0, 1, np.nan))
         if padding is not None:
             distance = np.asarray(padding.value - threshold.reshape(()), threshold.dtype)
             padding = replace(padding, value=float(evaluate([distance])))
-    at_or_below = (below if reachable[0] else None, equal if reachable[1] else None)
-    return StepFunction(base, threshold, *at_or_below, above, nan, padding=padding)
+    return StepFunction(
+        base,
+        threshold,
+        below=below if reachable[0] else None,
+        equal=equal if reachable[1] else None,
+        above=above if reachable[2] else None,
+        nan=nan,
+        padding=padding,
+    )
 
 
 def combine(evaluate: Evaluate, operands: Sequence[StepFunction | Array]) -> StepFunction:
@@ -120,7 +132,7 @@ def combine(evaluate: Evaluate, operands: Sequence[StepFunction | Array]) -> Ste
         padding = first.padding
         if padding is not None:
             arguments = [
-                np.asarray(operand.padding.value, np.asarray(operand.above).dtype)
+                np.asarray(operand.padding.value, np.asarray(operand.nan).dtype)
                 if isinstance(operand, StepFunction) and operand.padding
                 else np.asarray(operand)
                 for operand in operands

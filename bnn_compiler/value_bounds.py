@@ -1,9 +1,9 @@
-"""Bounds on float tensors that are no finite sets: how low can they go, and can they hit a value exactly?"""
+"""Bounds on float tensors that are no finite sets: how far can they go, and can they hit a value exactly?"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,43 +11,90 @@ from tvm import relax
 from tvm.ir import Call, Var
 
 from bnn_compiler.binary_weights import BinaryWeights, analyse_weights
-from bnn_compiler.constants import Array, dtype_of, op_name, prim_value, static_shape
+from bnn_compiler.constants import Array, dtype_of, elementwise_operands, op_name, prim_value, static_shape
+from bnn_compiler.intervals import EVERYTHING, Interval, apply_to_intervals
 
 if TYPE_CHECKING:
     from bnn_compiler.value_sets import ValueSetAnalysis
 
-_MAX_DEPTH = 16
+_MAX_DEPTH = 32
 # Σ|x·w| up to here is an exact float32 whatever the order of summation.
 _EXACT_FLOAT32 = 1 << 24
-_NON_NEGATIVE = {"relax.nn.relu", "relax.abs", "relax.sigmoid", "relax.exp", "relax.sqrt", "relax.nn.softmax"}
-_PASS_THROUGH = {
+_SUBSETS = {
     "relax.nn.max_pool1d",
     "relax.nn.max_pool2d",
     "relax.nn.max_pool3d",
-    "relax.nn.avg_pool2d",
     "relax.permute_dims",
     "relax.reshape",
     "relax.flatten",
     "relax.squeeze",
     "relax.expand_dims",
+    "relax.broadcast_to",
+    "relax.strided_slice",
+    "relax.take",
+}
+_AVERAGES = {
+    "relax.nn.avg_pool1d",
+    "relax.nn.avg_pool2d",
+    "relax.nn.avg_pool3d",
+    "relax.nn.adaptive_avg_pool2d",
+    "relax.mean",
 }
 
 
-def lower_bound(expr: relax.Expr, bindings: Mapping[Var, relax.Expr], depth: int = 0) -> float:
-    """A number that no element of ``expr`` falls below; −inf where nothing is known."""
-    definition: relax.Expr | None = expr
-    while isinstance(definition, Var):
-        definition = bindings.get(definition)
-    if not isinstance(definition, Call) or depth > _MAX_DEPTH:
-        return -math.inf
-    name = op_name(definition)
-    if name in _NON_NEGATIVE:
-        return 0.0
-    if name == "relax.clip":
-        return prim_value(definition.args[1])
-    if name in _PASS_THROUGH:
-        return lower_bound(definition.args[0], bindings, depth + 1)
-    return -math.inf
+class ValueBounds:
+    """Intervals of the variables of one Relax function, NaN left out of account."""
+
+    def __init__(self, analysis: ValueSetAnalysis) -> None:
+        self._analysis = analysis
+        self._known: dict[Var, Interval] = {}
+
+    def of(self, expr: relax.Expr, depth: int = 0) -> Interval:
+        """An interval that every element of ``expr`` lies in; unbounded where nothing is known."""
+        array = self._analysis.constants.value(expr)
+        if array is not None:
+            return _extremes(array)
+        call = self._analysis.definition(expr)
+        if not isinstance(expr, Var) or not isinstance(call, Call) or depth > _MAX_DEPTH:
+            return EVERYTHING
+        if expr not in self._known:
+            self._known[expr] = EVERYTHING  # bounds the recursion
+            known = self._analysis.of(expr)
+            self._known[expr] = _extremes(np.asarray(sorted(known.values))) if known else self._of_call(call, depth)
+        return self._known[expr]
+
+    def _of_call(self, call: Call, depth: int) -> Interval:
+        name = op_name(call)
+        if name == "relax.concat":
+            parts = call.args[0]
+            fields = list(parts.fields) if isinstance(parts, relax.Tuple) else []
+            return reduce(Interval.hull, (self.of(field, depth + 1) for field in fields)) if fields else EVERYTHING
+        operands = [self.of(arg, depth + 1) for arg in elementwise_operands(call)]
+        if name in _SUBSETS:
+            return operands[0]
+        if name in _AVERAGES:
+            # A padded window may count zeros; the sum rounds, so only the sign of a bound survives.
+            low, high = operands[0]
+            return Interval(0.0 if low >= 0 else -math.inf, 0.0 if high <= 0 else math.inf)
+        if name == "relax.nn.pad":
+            value = float(call.attrs.pad_value)
+            constant = str(getattr(call.attrs, "pad_mode", "constant")) == "constant"
+            return operands[0].hull(Interval(value, value)) if constant else operands[0]
+        if name == "relax.clip":
+            return operands[0].clipped(prim_value(call.args[1]), prim_value(call.args[2]))
+        if name == "relax.where":
+            return operands[1].hull(operands[2])
+        return apply_to_intervals(name, operands, dtype_of(call)) if _is_float(call) else EVERYTHING
+
+
+def _extremes(array: Array) -> Interval:
+    if not array.size or not np.all(np.isfinite(array)):
+        return EVERYTHING
+    return Interval(float(array.min()), float(array.max()))
+
+
+def _is_float(expr: relax.Expr) -> bool:
+    return dtype_of(expr) in ("float16", "float32", "float64")
 
 
 def reaches_value(expr: relax.Expr, value: float, analysis: ValueSetAnalysis) -> bool | None:
@@ -55,8 +102,7 @@ def reaches_value(expr: relax.Expr, value: float, analysis: ValueSetAnalysis) ->
 
     Known exactly are the outputs of a convolution of small integers (activations from a set of integers, weights ±1)
     and what follows from them by per-channel affine maps and ReLU, evaluated in the model's own float32 on every
-    integer
-    that the convolution can produce.
+    integer that the convolution can produce.
     """
     values = _integer_values(expr, analysis, 0)
     return None if values is None else bool(np.any(values == np.float32(value)))
@@ -98,7 +144,9 @@ def _per_channel(constant: Array | None, shape: tuple[int, ...] | None) -> Array
 def _convolution_values(call: Call, analysis: ValueSetAnalysis) -> Array | None:
     weights = analysis.constants.value(call.args[1])
     activation = analysis.of(call.args[0])
-    if weights is None or activation is None or not all(value.is_integer() for value in activation.values):
+    if weights is None or activation is None or activation.rounded:
+        return None
+    if not all(value.is_integer() for value in activation.values):
         return None
     matmul = op_name(call) == "relax.matmul"
     binary = analyse_weights(weights.T if matmul else weights)

@@ -8,39 +8,35 @@ concatenation of signs), its plain set of values is still known.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from tvm import relax
-from tvm.ir import Call, Expr, Var
+from tvm.ir import Call, Var
 
 from bnn_compiler.constants import (
-    BINARY,
-    UNARY,
     Array,
     ConstantEvaluator,
     apply_elementwise,
     dtype_of,
+    elementwise_operands,
+    evaluate_elementwise,
+    is_elementwise,
     op_name,
-    prim_value,
     static_shape,
 )
+from bnn_compiler.intervals import apply_to_intervals
+from bnn_compiler.residue import COMPARISONS, find_residue
 from bnn_compiler.step_function import Evaluate, Padding, StepFunction, combine, cut
-from bnn_compiler.value_bounds import lower_bound, reaches_value
+from bnn_compiler.value_bounds import ValueBounds, reaches_value
 
 # A set larger than this is no alphabet of a few-bit activation; 16 = 4 bits.
 MAX_SET_SIZE = 16
-_COMPARISONS = {
-    "relax.greater",
-    "relax.greater_equal",
-    "relax.less",
-    "relax.less_equal",
-    "relax.equal",
-    "relax.not_equal",
-}
-_MOVES = {"relax.permute_dims", "relax.reshape", "relax.flatten", "relax.expand_dims", "relax.squeeze"}
-_SUBSETS = {"relax.nn.max_pool1d", "relax.nn.max_pool2d", "relax.nn.max_pool3d", "relax.strided_slice", "relax.take"}
+MOVES = {"relax.permute_dims", "relax.reshape", "relax.flatten", "relax.expand_dims", "relax.squeeze"}
+SUBSETS = {"relax.nn.max_pool1d", "relax.nn.max_pool2d", "relax.nn.max_pool3d", "relax.strided_slice", "relax.take"}
+_ROUNDING = {"relax.round", "relax.floor", "relax.ceil"}
 _KEEPS_SOFT_ZERO = {"relax.negative", "relax.multiply", "relax.divide", "relax.astype"}
 
 
@@ -51,6 +47,12 @@ class ValueSet:
     values: frozenset[float]
     steps: StepFunction | None = None
     soft_zero: bool = False
+    rounded: bool = False
+
+    @classmethod
+    def of_steps(cls, steps: StepFunction) -> ValueSet:
+        """The set of a step function's values."""
+        return cls(steps.values, steps, steps.soft_zero, steps.rounded)
 
 
 class ValueSetAnalysis:
@@ -59,6 +61,7 @@ class ValueSetAnalysis:
     def __init__(self, bindings: Mapping[Var, relax.Expr]) -> None:
         self._bindings = bindings
         self.constants = ConstantEvaluator(bindings)
+        self.bounds = ValueBounds(self)
         self._known: dict[Var, ValueSet | None] = {}
 
     def of(self, expr: relax.Expr) -> ValueSet | None:
@@ -72,6 +75,9 @@ class ValueSetAnalysis:
                 self._known[expr] = self.of(definition)
             elif isinstance(definition, Call):
                 self._known[expr] = self._of_call(definition)
+                if self._known[expr] is None and is_elementwise(definition):
+                    residue = find_residue(expr, self)
+                    self._known[expr] = ValueSet.of_steps(residue) if residue is not None else None
         return self._known[expr]
 
     def definition(self, expr: relax.Expr) -> relax.Expr | None:
@@ -90,32 +96,34 @@ class ValueSetAnalysis:
 
     def _of_call(self, call: Call) -> ValueSet | None:
         name = op_name(call)
-        if name in _MOVES:
+        if name in MOVES:
             return self._move(call)
         if name == "relax.nn.pad":
             return self._pad(call)
-        if name in _SUBSETS:
+        if name in SUBSETS:
             inner = self.of(call.args[0])
-            return inner and ValueSet(inner.values, soft_zero=inner.soft_zero)
+            return inner and replace(inner, steps=None)
         if name == "relax.concat":
             return self._concat(call)
-        if name in UNARY or name in BINARY or name in {"relax.where", "relax.clip", "relax.astype"}:
+        if is_elementwise(call):
             steps = self._steps(call, name)
             if steps is not None:
-                return ValueSet(steps.values, steps, steps.soft_zero)
-            return self._combine_sets(call, name)
+                return ValueSet.of_steps(steps)
+            return self._combine_sets(call, name) or self._whole_numbers(call, name)
         return None
 
     # -- element-wise operators -----------------------------------------------------------------------------------
 
     def _steps(self, call: Call, name: str) -> StepFunction | None:
-        known = [self.of(arg) for arg in _tensor_args(call)]
+        known = [self.of(arg) for arg in elementwise_operands(call)]
         functions = [entry.steps if entry else None for entry in known]
         if not any(functions):
             return self._new_partition(call, name)
         first = next(function for function in functions if function is not None)
+        if any(function is not None and function.rounded for function in functions):
+            return None  # evaluated from the base upwards instead (``residue``)
         operands: list[StepFunction | Array] = []
-        for arg, function in zip(_tensor_args(call), functions, strict=True):
+        for arg, function in zip(elementwise_operands(call), functions, strict=True):
             if function is not None:
                 if not first.same_partition(function):
                     return None
@@ -125,10 +133,12 @@ class ValueSetAnalysis:
             if array is None or array.size == 0 or not np.all(array == array.flat[0]):
                 return None
             operands.append(np.asarray(array.flat[0], array.dtype))
-        arrays_of = [arg for arg, function in zip(_tensor_args(call), functions, strict=True) if function is not None]
+        arrays_of = [
+            arg for arg, function in zip(elementwise_operands(call), functions, strict=True) if function is not None
+        ]
         if any(static_shape(arg) != static_shape(call) for arg in arrays_of):
             return None  # the operator broadcasts the step function: no longer one element to one element
-        result = combine(lambda arguments: _evaluate(call, name, arguments), operands)
+        result = combine(lambda arguments: evaluate_elementwise(call, arguments), operands)
         # While the chain keeps 0 between two opposite values, that 0 still only means Sign(0).
         alone = sum(isinstance(operand, StepFunction) for operand in operands) == 1
         soft = first.soft_zero and alone and result.is_sign_like
@@ -139,7 +149,7 @@ class ValueSetAnalysis:
         if name == "relax.sign":
             zero = np.zeros((), dtype_of(call.args[0]) or "float32")
             return self._cut(call.args[0], zero, lambda distance: np.sign(distance[0]), is_sign=True)
-        if name not in _COMPARISONS:
+        if name not in COMPARISONS:
             return None
         for data, limit, flipped in ((call.args[0], call.args[1], False), (call.args[1], call.args[0], True)):
             threshold = self.constants.value(limit)
@@ -161,13 +171,15 @@ class ValueSetAnalysis:
         if not isinstance(data, Var) or not np.all(np.isfinite(threshold)):
             return None
         base, padding = self._through_padding(data, threshold)
-        bound, highest = lower_bound(base, self._bindings), float(np.max(threshold))
-        below, equal = bound < highest, bound <= highest
-        soft = is_sign and below and equal  # a base that is never below 0 makes a {0, 1} tensor, and its 0 is a real 0
+        bounds = self.bounds.of(base)
+        below, above = bounds.low < np.max(threshold), bounds.high > np.min(threshold)
+        equal = bounds.low <= np.max(threshold) and bounds.high >= np.min(threshold)
+        # A base that is never below (or never above) 0 makes a {0, 1} tensor, and its 0 is a real 0.
+        soft = is_sign and below and equal and above
         reached = reaches_value(base, 0.0, self) if is_sign and equal else None
         if reached is not None:  # an integer-valued convolution: known exactly, so 0 is honoured or impossible
             soft, equal = False, reached
-        return replace(cut(base, threshold, evaluate, reachable=(below, equal), padding=padding), soft_zero=soft)
+        return replace(cut(base, threshold, evaluate, reachable=(below, equal, above), padding=padding), soft_zero=soft)
 
     def _through_padding(self, data: Var, threshold: Array) -> tuple[Var, Padding | None]:
         """A constant pad before the cut is a pad of the cut's value after it (exact, element by element)."""
@@ -180,31 +192,42 @@ class ValueSetAnalysis:
 
     def _combine_sets(self, call: Call, name: str) -> ValueSet | None:
         """Cross product of the operands' sets; a comparison of anything is {0, 1}."""
-        args = _tensor_args(call)
+        args = elementwise_operands(call)
         sets = [self.of(arg) for arg in args]
+        known = [entry for entry in sets if entry is not None]
+        if any(entry.rounded for entry in known) and name not in COMPARISONS:
+            return None
         if name == "relax.where":
             choices = [entry.values for entry in sets[1:] if entry is not None]
             return _bounded(frozenset().union(*choices)) if len(choices) == 2 else None
-        known = [entry for entry in sets if entry is not None]
-        if len(known) < len(sets):
-            return ValueSet(frozenset({0.0, 1.0})) if name in _COMPARISONS else None
+        if len(known) < len(sets) or any(entry.rounded for entry in known):
+            return ValueSet(frozenset({0.0, 1.0})) if name in COMPARISONS else None
         dtypes = [dtype_of(arg) for arg in args]
         results = set()
         with np.errstate(all="ignore"):
             for choice in itertools.product(*(sorted(entry.values) for entry in known)):
                 operands = [np.asarray(value, dtype) for value, dtype in zip(choice, dtypes, strict=True)]
-                results.add(float(_evaluate(call, name, operands)))
+                results.add(float(evaluate_elementwise(call, operands)))
         soft = name in _KEEPS_SOFT_ZERO and sum(entry.soft_zero for entry in known) == 1
         return _bounded(frozenset(results), soft_zero=soft)
+
+    def _whole_numbers(self, call: Call, name: str) -> ValueSet | None:
+        """Rounding a bounded tensor leaves few integers."""
+        if name not in _ROUNDING or not isinstance(call.args[0], Var):
+            return None
+        inner = self.bounds.of(call.args[0])
+        if not inner.is_bounded or inner.high - inner.low > MAX_SET_SIZE:
+            return None
+        low, high = apply_to_intervals(name, [inner], dtype_of(call))
+        return _bounded(frozenset(float(value) for value in range(int(low), int(high) + 1)))
 
     # -- operators that move elements -----------------------------------------------------------------------------
 
     def _move(self, call: Call) -> ValueSet | None:
         inner = self.of(call.args[0])
         if inner is None or inner.steps is None or inner.steps.padding is not None:
-            return inner and ValueSet(inner.values, soft_zero=inner.soft_zero)
-        steps = replace(inner.steps, moves=(*inner.steps.moves, call))
-        return ValueSet(inner.values, steps, inner.soft_zero)
+            return inner and replace(inner, steps=None)
+        return replace(inner, steps=replace(inner.steps, moves=(*inner.steps.moves, call)))
 
     def _pad(self, call: Call) -> ValueSet | None:
         inner = self.of(call.args[0])
@@ -213,8 +236,9 @@ class ValueSetAnalysis:
             return None
         values = inner.values | {float(call.attrs.pad_value)}
         if padding is None or inner.steps is None or inner.steps.padding is not None:
-            return _bounded(values, soft_zero=inner.soft_zero and float(call.attrs.pad_value) != 0)
-        return ValueSet(values, replace(inner.steps, padding=padding), inner.soft_zero)
+            soft = inner.soft_zero and float(call.attrs.pad_value) != 0
+            return _bounded(values, soft_zero=soft, rounded=inner.rounded)
+        return replace(inner, values=values, steps=replace(inner.steps, padding=padding))
 
     def _concat(self, call: Call) -> ValueSet | None:
         parts = call.args[0]
@@ -225,19 +249,8 @@ class ValueSetAnalysis:
             return None
         hard_zero = any(0.0 in entry.values and not entry.soft_zero for entry in known)
         soft = any(entry.soft_zero for entry in known) and not hard_zero
-        return _bounded(frozenset().union(*(entry.values for entry in known)), soft_zero=soft)
-
-
-def _tensor_args(call: Call) -> list[Expr]:
-    return [call.args[0]] if op_name(call) in {"relax.clip", "relax.astype"} else list(call.args)
-
-
-def _evaluate(call: Call, name: str, operands: Sequence[Array]) -> Array:
-    if name == "relax.clip":
-        return np.clip(operands[0], prim_value(call.args[1]), prim_value(call.args[2])).astype(operands[0].dtype)
-    if name == "relax.astype":
-        return operands[0].astype(dtype_of(call))
-    return apply_elementwise(name, list(operands))
+        values = frozenset().union(*(entry.values for entry in known))
+        return _bounded(values, soft_zero=soft, rounded=any(entry.rounded for entry in known))
 
 
 def _spatial_padding(call: Call) -> Padding | None:
@@ -251,5 +264,6 @@ def _spatial_padding(call: Call) -> Padding | None:
     return Padding((widths[4], widths[6], widths[5], widths[7]), float(call.attrs.pad_value))
 
 
-def _bounded(values: frozenset[float], *, soft_zero: bool = False) -> ValueSet | None:
-    return ValueSet(values, soft_zero=soft_zero) if len(values) <= MAX_SET_SIZE else None
+def _bounded(values: frozenset[float], *, soft_zero: bool = False, rounded: bool = False) -> ValueSet | None:
+    finite = len(values) <= MAX_SET_SIZE and all(math.isfinite(value) for value in values)
+    return ValueSet(values, soft_zero=soft_zero, rounded=rounded) if finite else None

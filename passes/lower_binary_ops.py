@@ -177,10 +177,11 @@ def _binary_layer(function: str, plan: _Planned) -> BinaryLayer:
         fan_in=spec.fan_in,
         input_shape=spec.input_shape,
         channel_axis=_channel_axis(spec),
-        exact=kernels.output.exact,
+        exact=kernels.output.exact and not spec.rounded,
         kernel=kernels.product.name,
         weight_bytes=stored_bytes(kernels.constants),
         zero_tensor=names.zero_tensor,
+        rounded=spec.rounded,
     )
 
 

@@ -26,6 +26,7 @@ from bnn_compiler.epilogue_folding import fold_affine_epilogue
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.matching import LayerMatcher, Match
 from bnn_compiler.options import Algorithm, SignZero
+from bnn_compiler.report import Status
 from bnn_compiler.threshold_folding import fold_affine_chain
 
 LAYERS_ATTR = "bnnc.layers"
@@ -58,8 +59,8 @@ def _plan(matcher: LayerMatcher, algorithm: Algorithm) -> dict[Var, _Planned]:
     for variable, call in matcher.bindings.items():
         if not isinstance(call, Call) or op_name(call) not in _PRODUCTS:
             continue
-        found, binary_weights = matcher.match(call)
-        entry = _report_entry(matcher, variable, call, found, binary_weights=binary_weights, algorithm=algorithm)
+        found, proven = matcher.match(call)
+        entry = _report_entry(matcher, variable, call, found, proven, algorithm)
         if isinstance(found, Match) and algorithm != "float":
             base, spec = fold_affine_chain(found.binarizer.base, found.spec, matcher)
             plan = found.binarizer
@@ -114,12 +115,11 @@ def _report_entry(
     variable: Var,
     call: Call,
     found: Match | NotBinary,
-    *,
-    binary_weights: bool,
+    proven: Status,
     algorithm: Algorithm,
 ) -> dict[str, Any]:
     names = matcher.names_of(variable, call)
-    status, reason, detail = _verdict(found, binary_weights=binary_weights)
+    reason, detail = _verdict(found)
     lowered = isinstance(found, Match) and algorithm != "float"
     if isinstance(found, Match) and not lowered:
         reason, detail = "algorithm_forced", "the float algorithm was asked for"
@@ -127,7 +127,7 @@ def _report_entry(
     return {
         "name": names.node,
         "op": names.op,
-        "status": status,
+        "status": proven,
         "reason": reason,
         "detail": detail,
         "macs": _macs(call, weight_shape),
@@ -136,15 +136,16 @@ def _report_entry(
     }
 
 
-def _verdict(found: Match | NotBinary, *, binary_weights: bool) -> tuple[str, str, str]:
+def _verdict(found: Match | NotBinary) -> tuple[str, str]:
+    """Reason and detail of the report."""
     if isinstance(found, NotBinary):
-        return ("binary_weight" if binary_weights else "float"), found.reason, found.detail
+        return found.reason, found.detail
     plan = found.binarizer
     if plan.alphabet == "bipolar":
-        return "binary", "", "sign(0) taken as +1" if plan.zero_taken_as_plus else ""
+        return "", plan.remarks
     if plan.alphabet == "ternary":
-        return "binary_weight", "activations_not_two_valued", "three-valued activations: sign(0) = 0 is kept"
-    return "binary_weight", "activations_not_symmetric", f"activations take the values {plan.low:g} and {plan.high:g}"
+        return "activations_not_two_valued", "three-valued activations: sign(0) = 0 is kept"
+    return "activations_not_symmetric", f"activations take the values {plan.low:g} and {plan.high:g}"
 
 
 def _onnx_names(module: tvm.IRModule) -> dict[str, dict[str, Any]]:

@@ -21,13 +21,13 @@ EXACT = [
     "two_outputs", "sign_to_float_op", "maxpool_of_sign", "concat_signs", "add_signs", "gemm_transB", "gemm_noT",
     "matmul_weight_left", "constant_node_weight", "sparse_constant_weight", "init_also_input", "external_ok",
     "dyn_batch", "weights_transposed", "weights_int8_cast", "one_zero_weight", "one_zero_channel", "ternary_weights",
-    "negative_zero_weight", "unfolded_zero_latent",
+    "negative_zero_weight", "unfolded_zero_latent", "div_abs", "conv3d",
 ]  # fmt: skip
 # Graphs with α or float activations: sums of rounded floats, in ONNX Runtime's order or ours.
 ROUNDED = [
     "alpha_per_channel", "alpha_negative", "alpha_per_input_channel", "where_scaled", "sign_plus_eps", "float_act",
     "relu_act", "shared_weight_bin_and_float", "concat_sign_float", "matmul_alpha_col", "matmul_alpha_row",
-    "sign_to_float_conv", "weights_dequant",
+    "sign_to_float_conv", "weights_dequant", "ste_residue",
 ]  # fmt: skip
 
 

@@ -54,6 +54,7 @@ EXPECTED: dict[str, tuple[tuple[int, int, int], list[str]]] = {
     "pad_before_sign": ((1, 0, 0), []),
     "pad_conv_and_op": ((1, 0, 0), []),
     "conv1d": ((1, 0, 0), []),
+    "conv3d": ((1, 0, 0), ["unsupported_form"]),  # proven binary; no binary kernel takes three dimensions
     "bn_sign_opset17": ((2, 0, 0), []),
     "bn_gamma_zero": ((2, 0, 0), []),
     "int_threshold_tie": ((2, 0, 0), []),
@@ -61,6 +62,8 @@ EXPECTED: dict[str, tuple[tuple[int, int, int], list[str]]] = {
     "flipped_where": ((1, 0, 0), []),
     "where_scaled": ((1, 0, 0), []),
     "where_asym": ((0, 1, 0), ["padding_not_in_alphabet"]),
+    "div_abs": ((1, 0, 0), []),
+    "ste_residue": ((1, 0, 0), []),
     "sign_plus_eps": ((0, 1, 0), ["activations_not_two_valued"]),
     "sign_identity_transpose": ((1, 0, 0), []),
     "two_outputs": ((1, 0, 0), []),
