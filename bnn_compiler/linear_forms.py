@@ -72,42 +72,45 @@ class LinearForm:
         return self.constant == other.constant and self.terms == other.terms
 
 
-def add(left: LinearForm, right: LinearForm, interval: Interval, rounding: Hashable, unit: float) -> LinearForm:
-    """fl(left + right), neither a point or only one of them.
+def add(left: LinearForm, right: LinearForm, interval: Interval, rounding: Hashable, dtype: str) -> LinearForm:
+    """fl(left + right) in floating-point ``dtype``, not both of them points.
 
-    ``interval`` contains the computed sums; ``rounding`` names the new unknown; ``unit`` is the dtype's unit roundoff.
+    ``interval`` contains the computed sums; ``rounding`` names the new unknown.
     """
     for one, other in ((left, right), (right, left)):
         if one.point is not None and float(one.point) == 0.0:
             return other
     terms = dict(left.terms)
     for name, (coefficient, known) in right.terms.items():
-        total = terms[name][0] + coefficient if name in terms else coefficient
-        if total == 0.0:
+        summed = terms[name][0] + coefficient if name in terms else coefficient
+        if summed == 0.0:
             del terms[name]
         else:
-            terms[name] = (total, known)
-    return _rounded(LinearForm(left.constant + right.constant, interval, terms), rounding, unit)
+            terms[name] = (summed, known)
+    total = left.constant + right.constant
+    if total == 0.0 and not terms:
+        return LinearForm.of_point(np.zeros((), dtype))  # everything cancels: 0 does not round
+    return _rounded(LinearForm(total, interval, terms), rounding, dtype, underflow=0.0)
 
 
-def scale(value: LinearForm, factor: float, interval: Interval, rounding: Hashable, unit: float) -> LinearForm:
+def scale(value: LinearForm, factor: float, interval: Interval, rounding: Hashable, dtype: str) -> LinearForm:
     """fl(value · factor) or its quotient by 1/factor; multiples of ±1 are exact."""
     if factor == 1.0:
         return value
     if factor == -1.0:
         return value.negated()
     terms = {name: (coefficient * factor, known) for name, (coefficient, known) in value.terms.items()}
-    return _rounded(LinearForm(value.constant * factor, interval, terms), rounding, unit)
+    underflow = float(np.finfo(dtype).tiny)
+    return _rounded(LinearForm(value.constant * factor, interval, terms), rounding, dtype, underflow)
 
 
-def _rounded(value: LinearForm, rounding: Hashable, unit: float) -> LinearForm:
+def _rounded(value: LinearForm, rounding: Hashable, dtype: str, underflow: float) -> LinearForm:
     """``value`` with the rounding error of the operation that made it, and its range as small as is known."""
     spread = value.spread
-    # Sums of a few float64 numbers err by some 2^-52 of their terms, which the factor of 2 below covers many times.
+    # The bound is doubled: that covers the float64 arithmetic here many times.
     exact = Interval(value.constant + spread.low, value.constant + spread.high)
     computed = Interval(max(value.range.low, exact.low), min(value.range.high, exact.high))
-    # Products may underflow, by less than the smallest normal float.
-    error = 2 * unit * computed.magnitude + float(np.finfo(np.float32).tiny)
+    error = float(np.finfo(dtype).eps) * computed.magnitude + underflow
     reached = Interval(
         max(value.range.low, exact.low - error),
         min(value.range.high, exact.high + error),

@@ -12,6 +12,7 @@ from tvm import relax
 from tvm.ir import Call, Var
 
 from bnn_compiler.constants import elementwise_operands, is_elementwise, op_name
+from bnn_compiler.residue import element_wise_chain
 from bnn_compiler.value_sets import MAX_SET_SIZE, MOVES, SUBSETS, ValueSetAnalysis
 
 #: The name and operator of a tensor for people: ``'relu_1' (Relu)``.
@@ -52,14 +53,23 @@ def _at(tensor: Var, call: Call, unknown: list[Var], analysis: ValueSetAnalysis,
         return f"{where} may hold any float"
     if not unknown:
         return f"{where} takes more than {MAX_SET_SIZE} values"
+    for entry in element_wise_chain(tensor, None, analysis):
+        mixed = _mixed_operand(entry, analysis)
+        if mixed is not None:
+            cause = "does not cancel later" if analysis.bounds.of(mixed).is_bounded else "is not bounded"
+            return f"{describe(entry)} combines few values with {describe(mixed)}, which {cause}"
+    return f"{where} may hold any float"
+
+
+def _mixed_operand(variable: Var, analysis: ValueSetAnalysis) -> Var | None:
+    """The operand that may hold any float of an operator whose other operand takes few values, or None."""
+    call = analysis.definition(variable)
+    assert isinstance(call, Call), "the chain holds calls"
+    operands = [operand for operand in elementwise_operands(call) if isinstance(operand, Var)]
+    unknown = [operand for operand in operands if analysis.of(operand) is None]
     finite = [
         operand
-        for operand in elementwise_operands(call)
-        if isinstance(operand, Var) and analysis.of(operand) is not None and analysis.constants.value(operand) is None
+        for operand in operands
+        if analysis.of(operand) is not None and analysis.constants.value(operand) is None
     ]
-    if finite:
-        source = describe(unknown[0])
-        if not analysis.bounds.of(unknown[0]).is_bounded:
-            return f"{where} combines few values with {source}, which is not bounded, so it cannot cancel later"
-        return f"{where} combines few values with {source}, which may hold any float and does not cancel"
-    return f"{where} may hold any float"
+    return unknown[0] if unknown and finite else None

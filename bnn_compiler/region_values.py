@@ -7,6 +7,7 @@ is not made from x (a constant per channel, the output of another layer) is an u
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,6 @@ from bnn_compiler.constants import (
     dtype_of,
     elementwise_operands,
     evaluate_elementwise,
-    is_elementwise,
     op_name,
     prim_value,
     static_shape,
@@ -38,12 +38,18 @@ _COMPARISONS = {
 
 
 class RegionValues:
-    """Values of expressions while ``base`` lies in ``where`` (is that one number, if ``is_point``)."""
+    """Values of expressions while ``base`` lies in ``where`` (is that one number, if ``is_point``).
 
-    def __init__(self, analysis: ValueSetAnalysis, base: Var, where: Interval, *, is_point: bool) -> None:
+    Of the variables only those of ``chain`` are evaluated; others are unknown.
+    """
+
+    def __init__(
+        self, analysis: ValueSetAnalysis, base: Var, chain: Sequence[Var], where: Interval, *, is_point: bool
+    ) -> None:
         dtype = dtype_of(base)
         at_base = LinearForm.of_point(np.asarray(where.low, dtype)) if is_point else LinearForm.of_unknown(base, where)
         self._analysis = analysis
+        self._chain = set(chain)
         self._shape = static_shape(base)
         self._known: dict[Var, LinearForm | None] = {base: at_base}
 
@@ -63,13 +69,13 @@ class RegionValues:
         definition = self._analysis.definition(variable)
         if static_shape(variable) != self._shape:
             return None
-        if isinstance(definition, Call) and is_elementwise(definition):
+        if isinstance(definition, Call) and variable in self._chain:
             operands = [self.of(operand) for operand in elementwise_operands(definition)]
             known = [operand for operand in operands if operand is not None]
             if len(known) == len(operands):
                 with np.errstate(all="ignore"):
                     return _apply(variable, definition, known)
-        # The same variable, whichever name it goes by: what is not evaluated is unknown, but always the same.
+        # What is not evaluated is unknown, but it is the same unknown wherever it is read.
         bounds = self._analysis.bounds.of(variable)
         return LinearForm.of_unknown(variable, bounds) if bounds.is_bounded else None
 
@@ -100,18 +106,19 @@ def _apply(variable: Var, call: Call, operands: list[LinearForm]) -> LinearForm 
         return None
     if interval.low == interval.high:
         return LinearForm.of_point(np.asarray(interval.low, dtype))
-    unit = float(np.finfo(dtype).eps) / 2 if dtype.startswith("float") else 0.0
+    if not dtype.startswith("float"):
+        return LinearForm.of_unknown(variable, interval)
     rounding = ("rounding", variable)
     match name:
         case "relax.add":
-            return add(operands[0], operands[1], interval, rounding, unit)
+            return add(operands[0], operands[1], interval, rounding, dtype)
         case "relax.subtract":
-            return add(operands[0], operands[1].negated(), interval, rounding, unit)
+            return add(operands[0], operands[1].negated(), interval, rounding, dtype)
         case "relax.multiply" if points:
             form = next(operand for operand in operands if operand.point is None)
-            return scale(form, float(points[0]), interval, rounding, unit)
+            return scale(form, float(points[0]), interval, rounding, dtype)
         case "relax.divide" if operands[1].point is not None:
-            return scale(operands[0], 1.0 / float(operands[1].point), interval, rounding, unit)
+            return scale(operands[0], 1.0 / float(operands[1].point), interval, rounding, dtype)
     return LinearForm.of_unknown(variable, interval)
 
 

@@ -53,6 +53,7 @@ _CUTS = COMPARISONS | {"relax.sign", "relax.abs"}
 # A residue is a chain of some thirty operators; the bound keeps float networks cheap to analyse.
 _MAX_OPERATORS = 128
 _MAX_BASES = 4
+_MAX_LIMITS = 16
 _LARGEST = 2.0**63
 
 
@@ -68,7 +69,7 @@ class _Part:
 
 def find_residue(result: Var, analysis: ValueSetAnalysis) -> StepFunction | None:
     """The step function that ``result`` computes up to rounding, or None."""
-    for base in _compared(_chain_above(result, None, analysis), analysis)[:_MAX_BASES]:
+    for base in _compared(element_wise_chain(result, None, analysis), analysis)[:_MAX_BASES]:
         if static_shape(base) == static_shape(result) and dtype_of(base) == dtype_of(result):
             found = _as_function_of(base, result, analysis)
             if found is not None:
@@ -77,14 +78,14 @@ def find_residue(result: Var, analysis: ValueSetAnalysis) -> StepFunction | None
 
 
 def _as_function_of(base: Var, result: Var, analysis: ValueSetAnalysis) -> StepFunction | None:
-    chain = _chain_above(result, base, analysis)
+    chain = element_wise_chain(result, base, analysis)
     limits = _limits(chain, base, analysis)
-    if limits is None:
+    if limits is None or len(limits) > _MAX_LIMITS:
         return None
     parts = []
     undefined = False
     for part in _parts(base, limits, analysis):
-        value = RegionValues(analysis, base, part.where, is_point=part.is_point).of(result)
+        value = RegionValues(analysis, base, chain, part.where, is_point=part.is_point).of(result)
         if value is None:
             return None
         if value.point is not None and np.isnan(value.point):
@@ -97,7 +98,7 @@ def _as_function_of(base: Var, result: Var, analysis: ValueSetAnalysis) -> StepF
             parts.append(replace(part, value=np.asarray(value.constant, dtype_of(result)), rounded=True))
         else:
             return None
-    at_nan = RegionValues(analysis, base, Interval(math.nan, math.nan), is_point=True).of(result)
+    at_nan = RegionValues(analysis, base, chain, Interval(math.nan, math.nan), is_point=True).of(result)
     nan = np.asarray(math.nan, dtype_of(result)) if at_nan is None or at_nan.point is None else at_nan.point
     found = _step_function(base, _snapped(parts), nan)
     if found is None:
@@ -117,7 +118,7 @@ def _is_soft_sign(entry: Var, base: Var, analysis: ValueSetAnalysis) -> bool:
     )
 
 
-def _chain_above(result: Var, base: Var | None, analysis: ValueSetAnalysis) -> list[Var]:
+def element_wise_chain(result: Var, base: Var | None, analysis: ValueSetAnalysis) -> list[Var]:
     """The element-wise operators that ``result`` is made of, down to ``base`` and whatever is not element-wise."""
     chain: list[Var] = []
     seen = set() if base is None else {base}

@@ -75,7 +75,7 @@ class StepFunction:
         """Whether the value at the threshold is 0 and the values beside it are opposites."""
         if self.below is None or self.equal is None or self.above is None:
             return False
-        return bool(self.equal == 0) and bool(self.below == -self.above)
+        return float(self.equal) == 0.0 and float(self.below) == -float(self.above)
 
     def same_partition(self, other: StepFunction) -> bool:
         """Whether both cut the same tensor at the same threshold, so that they can be combined value by value."""

@@ -10,19 +10,25 @@ import pytest
 import bnn_compiler
 from tests.conftest import ModelFinder
 
-# network: (layers that are binary, whether its scores are integers and must be equal)
+# network: (binary, binary-weight and float layers, whether its scores are integers and must be equal)
 NETWORKS = {
-    "vgg16_cifar10": (12, False),
-    "cnv_cifar10": (8, True),
-    "lfc_mnist": (4, True),
-    "lenet_mnist": (2, False),
-    "birealnet18": (16, False),
-    "larq_binaryresnete18": (16, False),
-    "xnor_alexnet_fc768": (6, False),
-    # Quantisers of other domains, which ONNX Runtime cannot run: the recorded outputs are of the qonnx executor.
-    "brevitas_cnv_1w1a_qonnx": (8, False),
-    "qonnx_zoo_tfc_1w1a": (4, False),
-    "finn_tfc_multithreshold": (4, False),
+    "vgg16_cifar10": ((12, 0, 2), False),
+    "cnv_cifar10": ((8, 1, 0), True),
+    "lfc_mnist": ((4, 0, 0), True),
+    "lenet_mnist": ((2, 0, 2), False),
+    "birealnet18": ((16, 0, 5), False),
+    "larq_binaryresnete18": ((16, 0, 5), False),
+    "xnor_alexnet_fc768": ((6, 0, 5), False),
+    # Activations are ±1 up to rounding, weights ±α up to rounding.
+    "birealnet18_raw_ortbasic": ((16, 0, 5), False),
+    "brevitas_cnv_1w1a_plain_onnxsim": ((8, 1, 0), False),
+}
+# As above; each takes 20 to 60 seconds to compile.
+LARGE = {
+    "fracbnn_resnet20": ((19, 0, 1), False),
+    "fracbnn_resnet20_pg_raw_legacy": ((19, 18, 1), False),
+    "larq_quicknet": ((16, 0, 10), False),
+    "reactnet_a_w05_onnxsim": ((31, 0, 2), False),
 }
 
 # Their scores are integers, or element-wise functions of integers: equal bit for bit.
@@ -33,18 +39,19 @@ EQUAL = {name for name, (_, integer_only) in NETWORKS.items() if integer_only} |
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
 def test_network(name: str, network: ModelFinder) -> None:
-    binary, exact = NETWORKS[name]
+    counts, exact = (NETWORKS | LARGE)[name]
     path = network(name)
     compiled = bnn_compiler.compile_model(path)
     statuses = Counter(layer["status"] for layer in compiled.report["layers"])
-    assert statuses["binary"] == binary
-    assert all(layer["algorithm"] == "popcount" for layer in compiled.report["layers"] if layer["status"] == "binary")
+    assert (statuses["binary"], statuses["binary_weight"], statuses["float"]) == counts
+    lowered = [layer["name"] for layer in compiled.report["layers"] if layer["algorithm"] == "popcount"]
+    assert {layer["name"] for layer in compiled.report["layers"] if layer["status"] == "binary"} <= set(lowered)
     verification = compiled.report["verification"]
     assert verification is not None
     assert verification["passed"]
-    assert len(verification["layers"]) == binary
+    assert [layer["name"] for layer in verification["layers"]] == lowered
     assert verification["integer_only"] == exact
     recorded = np.load(path.with_suffix(".npz"))
     (name_in,), (name_out,) = ([spec.name for spec in side] for side in (compiled.inputs, compiled.outputs))

@@ -95,6 +95,39 @@ def test_small_graph(name: str, small_model: ModelFinder) -> None:
     assert sorted(spec.macs for spec in specs) == sorted(layer["macs"] for layer in lowered)
 
 
+# The whole networks that are compiled in slow tests only; see tests/e2e/test_networks.py for the others.
+NETWORKS: dict[str, tuple[tuple[int, int, int], set[str]]] = {
+    "fracbnn_resnet20": ((19, 0, 1), {"weights_not_two_valued"}),
+    "fracbnn_resnet20_pg_raw_legacy": ((19, 18, 1), {"activations_not_two_valued", "weights_not_two_valued"}),
+    "larq_quicknet": ((16, 0, 10), {"weights_not_two_valued"}),
+    "reactnet_a_w05_onnxsim": ((31, 0, 2), {"weights_not_two_valued"}),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network(name: str, network: ModelFinder) -> None:
+    counts, reasons = NETWORKS[name]
+    module = applied(import_onnx(network(name)).module, FoldBatchNorm(), PartitionBinaryOps())
+    layers = json.loads(str(module.attrs["bnnc.layers"]))
+    found = tuple(sum(layer["status"] == status for layer in layers) for status in ("binary", "binary_weight", "float"))
+    assert found == counts, layers
+    assert {layer["reason"] for layer in layers if layer["reason"]} == reasons
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("relu_act", "'s' (Relu) may hold any float"),
+        ("float_act", "the input 'input' may hold any float"),
+        ("concat_sign_float", "may hold any float"),
+    ],
+)
+def test_the_tensor_that_is_not_two_valued_is_named(name: str, sentence: str, small_model: ModelFinder) -> None:
+    module = applied(import_onnx(small_model(name)).module, PartitionBinaryOps())
+    details = [layer["detail"] for layer in json.loads(str(module.attrs["bnnc.layers"]))]
+    assert any(sentence in detail for detail in details), details
+
+
 def test_float_algorithm_only_reports(small_model: ModelFinder) -> None:
     module = applied(import_onnx(small_model("base_sign_conv")).module, PartitionBinaryOps(algorithm="float"))
     (layer,) = json.loads(str(module.attrs["bnnc.layers"]))
