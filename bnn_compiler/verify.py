@@ -41,6 +41,8 @@ from .tensor_spec import TensorSpec
 
 INPUTS = 4
 RELATIVE_TOLERANCE = 1e-4
+HALF_PRECISION_TOLERANCE = 16 * 2.0**-11
+"""Of a float16 output: ONNX Runtime may round to half precision, by 2^-11, behind any operator, and does behind few."""
 FLIP_TOLERANCE = 0.5
 
 
@@ -198,7 +200,9 @@ def verify_model(
             integer_only = integer_only and _on_grid(reference) and np.array_equal(reference, unoptimised[name])
             errors[name].append(_difference(actual[name], reference))
         progress((index + 1) / count)
-    outputs = tuple(_judge(name, pairs, integer_only) for name, pairs in errors.items())
+    outputs = tuple(
+        _judge(name, pairs, integer_only, half=actual[name].dtype == np.float16) for name, pairs in errors.items()
+    )
     return VerificationResult(seed, count, integer_only, checks, outputs, reference_flips, tuple(flips), inner.skipped)
 
 
@@ -232,10 +236,11 @@ def _difference(actual: Array, expected: Array) -> tuple[float, float]:
     return float(np.abs(left[finite] - right[finite]).max(initial=0.0)), scale
 
 
-def _judge(name: str, pairs: Sequence[tuple[float, float]], integer_only: bool) -> OutputCheck:
+def _judge(name: str, pairs: Sequence[tuple[float, float]], integer_only: bool, *, half: bool) -> OutputCheck:
     largest = max((error for error, _ in pairs), default=0.0)
     scale = max((scale for _, scale in pairs), default=0.0)
-    relative = 0.0 if integer_only else RELATIVE_TOLERANCE
+    tolerance = HALF_PRECISION_TOLERANCE if half else RELATIVE_TOLERANCE
+    relative = 0.0 if integer_only else tolerance
     beyond = sum(error > relative * scale for error, scale in pairs)
     beyond_flip = sum(error > FLIP_TOLERANCE * scale for error, scale in pairs)
     return OutputCheck(name, min(largest, float(np.finfo(np.float64).max)), relative * scale, beyond, beyond_flip)

@@ -41,8 +41,8 @@ class _Folder(relax.PyExprMutator):  # type: ignore[misc]
         shape = [1] * rank
         shape[int(call.attrs.axis)] = -1
         data = self.visit_expr(call.args[0])
-        scaled = self.builder_.emit(relax.op.multiply(data, relax.const(scale.reshape(shape))))
-        return relax.op.add(scaled, relax.const(shift.reshape(shape)))
+        scaled = self.builder_.emit(relax.op.multiply(data, relax.const(scale.reshape(shape), str(scale.dtype))))
+        return relax.op.add(scaled, relax.const(shift.reshape(shape), str(shift.dtype)))
 
 
 @tvm.transform.module_pass(opt_level=0, name="FoldBatchNorm")

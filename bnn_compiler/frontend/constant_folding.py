@@ -24,7 +24,7 @@ from onnx import GraphProto, NodeProto, TensorProto, TypeProto, numpy_helper
 from bnn_compiler.errors import ModelError
 
 from .onnx_graph import (
-    STORED_DTYPES,
+    TENSOR_DTYPES,
     attribute_value,
     describe_node,
     item_size,
@@ -199,7 +199,7 @@ def _evaluate(model: onnx.ModelProto, node: NodeProto, constants: dict[str, Tens
         values = session.run(outputs, feeds)
     except Exception:  # ONNX Runtime's error types are private; any of them means that the node is not folded
         return None
-    if not all(isinstance(value, np.ndarray) and value.dtype.name in STORED_DTYPES.values() for value in values):
+    if not all(isinstance(value, np.ndarray) and value.dtype.name in TENSOR_DTYPES.values() for value in values):
         return None
     results = dict(zip(outputs, values, strict=True))
     return [results[name] if name else np.empty(0) for name in node.output]

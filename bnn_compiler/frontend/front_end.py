@@ -12,6 +12,7 @@ from bnn_compiler.errors import BnncError, ModelError
 from bnn_compiler.tensor_spec import TensorSpec
 
 from .graph_check import check_graph, standard_opset
+from .half_precision import widen_half_precision
 from .imported_model import ImportedModel
 from .local_functions import inline_local_functions
 from .model_file import Source, load_model, source_name
@@ -52,6 +53,7 @@ def _import(source: Source, input_shapes: Mapping[str, tuple[int, ...]], name: s
     opset = standard_opset(model)
     model = inline_local_functions(model, opset)
     notes = ["the nodes were not in order, and have been sorted"] if check_graph(model) else []
+    notes += widen_half_precision(model)
     choices = normalise(model, opset, input_shapes)
     return ImportedModel(
         name=name,

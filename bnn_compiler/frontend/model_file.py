@@ -18,7 +18,7 @@ from onnx import GraphProto, TensorProto
 from bnn_compiler.errors import ModelError
 
 from .external_data import read_external_data
-from .onnx_graph import MAX_RANK, STORED_DTYPES, dtype_name, item_size, subgraphs
+from .onnx_graph import MAX_RANK, TENSOR_DTYPES, dtype_name, item_size, subgraphs
 
 PROTOBUF_LIMIT = 2**31 - 1
 """Largest serialised message; ONNX's checker and shape inference pass the model through one."""
@@ -164,10 +164,10 @@ def _complete_tensor(tensor: TensorProto, directory: Path | None) -> None:
         raise ModelError(f"tensor {name} has {len(tensor.dims)} dimensions; at most {MAX_RANK} are supported")
     if any(dim < 0 for dim in tensor.dims):
         raise ModelError(f"tensor {name} has the negative dimension {min(tensor.dims)}")
-    if tensor.data_type not in STORED_DTYPES:
+    if tensor.data_type not in TENSOR_DTYPES:
         raise ModelError(
             f"tensor {name} has the element type {dtype_name(tensor.data_type)}, which is not supported "
-            f"(supported: {', '.join(sorted(STORED_DTYPES.values()))})"
+            f"(supported: {', '.join(sorted(TENSOR_DTYPES.values()))})"
         )
     if tensor.HasField("segment"):
         raise ModelError(f"tensor {name} is stored in segments, which is not supported")

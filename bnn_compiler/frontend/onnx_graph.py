@@ -15,6 +15,7 @@ ONNX_DOMAINS = frozenset({"", "ai.onnx"})
 TENSOR_DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.DOUBLE: "float64",
+    TensorProto.FLOAT16: "float16",
     TensorProto.INT8: "int8",
     TensorProto.INT16: "int16",
     TensorProto.INT32: "int32",
@@ -27,16 +28,13 @@ TENSOR_DTYPES: dict[int, str] = {
 }
 """ONNX element types that are compiled, with their NumPy names."""
 
-STORED_DTYPES: dict[int, str] = {**TENSOR_DTYPES, TensorProto.FLOAT16: "float16"}
-"""Element types of constants: weights are sometimes kept in half precision, and cast before they are used."""
-
 
 MAX_RANK = 8
 """No operator that is compiled needs more; a hostile file can declare millions of dimensions."""
 
 
 def dtype_name(element_type: int) -> str:
-    """The element type as text, also where it is not compiled: ``float16``, ``string``, ``type 77``."""
+    """The element type as text, also where it is not compiled: ``bfloat16``, ``string``, ``type 77``."""
     if element_type in TENSOR_DTYPES:
         return TENSOR_DTYPES[element_type]
     try:
@@ -131,7 +129,7 @@ def tensor_types(graph: GraphProto) -> dict[str, TypeProto]:
 
 def item_size(element_type: int) -> int:
     """Bytes of one element; 8 for what is not compiled (only used to estimate)."""
-    return np.dtype(STORED_DTYPES[element_type]).itemsize if element_type in STORED_DTYPES else 8
+    return np.dtype(TENSOR_DTYPES[element_type]).itemsize if element_type in TENSOR_DTYPES else 8
 
 
 def tensor_bytes(type_proto: TypeProto) -> int | None:

@@ -87,10 +87,10 @@ def _convert_gemm(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -
     data = relax.op.permute_dims(inputs[0], [1, 0]) if attributes.get("transA", 0) else inputs[0]
     weight = weight.T if attributes.get("transB", 0) else weight
     weight = np.ascontiguousarray(weight * weight.dtype.type(attributes.get("alpha", 1.0)))
-    product = relax.op.matmul(data, relax.const(weight))
+    product = relax.op.matmul(data, constant(weight))
     if bias is None:
         return product
-    return relax.op.add(product, relax.const(np.asarray(bias * bias.dtype.type(attributes.get("beta", 1.0)))))
+    return relax.op.add(product, constant(np.asarray(bias * bias.dtype.type(attributes.get("beta", 1.0)))))
 
 
 OWN_CONVERTERS = {"Pad": _convert_pad, "Clip": _convert_clip, "Gemm": _convert_gemm}
@@ -107,15 +107,20 @@ def fold_layout(expression: Any) -> Any:
         source, axes = arguments[0].value.numpy(), getattr(expression.attrs, "axes", None)
         if name == "relax.permute_dims":
             folded = source.transpose(None if axes is None else [int(axis) for axis in axes])
-            return relax.const(np.asarray(folded, order="C"))
+            return constant(np.asarray(folded, order="C"))
         if name == "relax.reshape" and isinstance(arguments[1], relax.ShapeExpr):
-            return relax.const(source.reshape([int(extent) for extent in arguments[1].values]))
+            return constant(source.reshape([int(extent) for extent in arguments[1].values]))
     if all(new is old for new, old in zip(arguments, expression.args, strict=True)):
         return expression
     return relax.Call(expression.op, arguments, expression.attrs, expression.ty_args)
 
 
 _LAYOUT_OPERATORS = frozenset({"relax.reshape", "relax.permute_dims"})
+
+
+def constant(array: npt.NDArray[Any]) -> Any:
+    """A Relax constant of the array's own type; ``relax.const`` alone makes 64-bit numbers 32-bit ones."""
+    return relax.const(array, str(array.dtype))
 
 
 def _constant_array(expression: Any) -> npt.NDArray[Any] | None:

@@ -143,19 +143,6 @@ def test_half_precision_weights_that_are_cast() -> None:
     model = parse(text)
     model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.array([0.5, -3], np.float16), "w"))
     np.testing.assert_array_equal(constants(import_onnx(model).onnx_model)["c"], np.array([0.5, -3], np.float32))
-    model.graph.node[0].input[0] = "x"
-    model.graph.node[0].attribute[0].i = TensorProto.FLOAT16
-    model.graph.node[1].input[:] = ["c", "w"]
-    model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
-    with pytest.raises(UnsupportedOperatorError, match="'y' has the element type float16"):
-        import_onnx(model)
-    model.graph.node.add(op_type="Cast", name="last", input=["y"], output=["z"]).attribute.add(name="to", i=1, type=2)
-    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 2]))
-    with pytest.raises(UnsupportedOperatorError, match="constant 'w' is used as float16"):
-        import_onnx(model)
-    model.graph.node[1].input[1] = "c"
-    with pytest.raises(UnsupportedOperatorError, match="Cast node 'Cast_0': its output 'c' is float16"):
-        import_onnx(model)
 
 
 def test_division_by_a_constant_zero_does_not_end_the_process() -> None:

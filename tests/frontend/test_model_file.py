@@ -104,8 +104,8 @@ def test_unsupported_element_types_are_named() -> None:
     model.graph.initializer[0].data_type = 77
     with pytest.raises(ModelError, match="'c' has the element type type 77"):
         import_onnx(model)
-    with pytest.raises(UnsupportedOperatorError, match="'x' has the element type float16"):
-        import_onnx(parse("g (float16[1,4] x) => (float16[1,4] y) { y = Relu(x) }"))
+    with pytest.raises(UnsupportedOperatorError, match="'x' has the element type bfloat16"):
+        import_onnx(parse("g (bfloat16[1,4] x) => (bfloat16[1,4] y) { y = Relu(x) }"))
 
 
 def test_text_that_is_not_utf8() -> None:

@@ -52,9 +52,7 @@ def grow_trees(signs: NDArray[np.bool_], groups: int, kind: TreeKind, rng: np.ra
     return [grow_tree(vectors, kind, rng) for vectors in signs.reshape(groups, len(signs) // groups, -1)]
 
 
-def reader_of(
-    writer: ConvGeometry, *, groups: int = 1, pads: tuple[int, int, int, int] = (0, 0, 0, 0)
-) -> ConvGeometry:
+def reader_of(writer: ConvGeometry, *, groups: int = 1, pads: tuple[int, int, int, int] = (0, 0, 0, 0)) -> ConvGeometry:
     """A 1x1 convolution of the output of ``writer``."""
     batch, channels, height, width = writer.batch, writer.out_channels, writer.out_height, writer.out_width
     return ConvGeometry(batch, channels, height, width, groups, (1, 1), pads=pads, groups=groups)

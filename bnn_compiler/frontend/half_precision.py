@@ -1,0 +1,104 @@
+"""Networks in half precision, computed in single precision.
+
+Every float16 tensor of the graph becomes float32: constants exactly, ``Cast`` to float16 as ``Cast`` to float32. Inputs
+and outputs of the graph keep their type, with a ``Cast`` behind or before them. What is left out is the rounding to
+float16 between operators. ONNX Runtime does the same on CPUs, where few operators have half-precision kernels: it
+casts around all others and drops the casts between them. Sums of signs are integers, and the same in either precision
+up to 2048.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
+
+from .onnx_graph import subgraphs
+
+_HALF, _SINGLE = TensorProto.FLOAT16, TensorProto.FLOAT
+_TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype"})
+"""Integer attributes that hold an element type (``Cast``, ``EyeLike``, ``DequantizeLinear``)."""
+
+
+def widen_half_precision(model: onnx.ModelProto) -> list[str]:
+    """Make the model one of float32 but for its border, in place; a note where any tensor was computed in float16.
+
+    The nodes must be sorted, and functions inlined.
+    """
+    graph = model.graph
+    names = {tensor.name for tensor in graph.initializer}
+    narrow_inputs = [info for info in graph.input if _is_half(info) and info.name not in names]
+    narrow_outputs = [info for info in graph.output if _is_half(info)]
+    casts = _widen_graph(graph)
+    if not (narrow_inputs or narrow_outputs or casts):
+        return []
+    before = []
+    for info in narrow_inputs:
+        wide = f"{info.name}/float32"
+        _rename_reads(graph, info.name, wide)
+        before.append(onnx.helper.make_node("Cast", [info.name], [wide], name=wide, to=_SINGLE))
+    after = []
+    for info in narrow_outputs:
+        info.type.tensor_type.elem_type = _HALF
+        wide = f"{info.name}/float32"
+        if info.name in {entry.name for entry in narrow_inputs}:
+            continue  # an output that is an input
+        _rename_reads(graph, info.name, wide)
+        for tensor in graph.initializer:
+            tensor.name = wide if tensor.name == info.name else tensor.name
+        for node in graph.node:
+            node.output[:] = [wide if name == info.name else name for name in node.output]
+        after.append(onnx.helper.make_node("Cast", [wide], [info.name], name=f"{info.name}/float16", to=_HALF))
+    for info in narrow_inputs:
+        info.type.tensor_type.elem_type = _HALF
+    nodes = [*before, *(NodeProto.FromString(node.SerializeToString()) for node in graph.node), *after]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return ["half precision is computed in single precision, as ONNX Runtime does on CPUs"]
+
+
+def _is_half(info: onnx.ValueInfoProto) -> bool:
+    return bool(info.type.tensor_type.elem_type == _HALF)
+
+
+def _widen_graph(graph: GraphProto) -> bool:
+    """Widen constants, declared types and attributes; whether a node computed a float16 tensor from another type."""
+    computed = False
+    graph.ClearField("value_info")
+    for info in (*graph.input, *graph.output):
+        if _is_half(info):
+            info.type.tensor_type.elem_type = _SINGLE
+    for tensor in graph.initializer:
+        _widen_tensor(tensor)
+    for sparse in graph.sparse_initializer:
+        _widen_tensor(sparse.values)
+    for node in graph.node:
+        for inner in subgraphs(node):
+            computed = _widen_graph(inner) or computed
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR:
+                _widen_tensor(attribute.t)
+            elif attribute.type == AttributeProto.SPARSE_TENSOR:
+                _widen_tensor(attribute.sparse_tensor.values)
+            elif attribute.name in _TYPE_ATTRIBUTES and attribute.i == _HALF:
+                attribute.i = _SINGLE
+                computed = True
+    return computed
+
+
+def _widen_tensor(tensor: TensorProto) -> None:
+    if tensor.data_type == _HALF:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+
+
+def _rename_reads(graph: GraphProto, old: str, new: str) -> None:
+    """Let every node, those of subgraphs too, read ``new`` instead of ``old``."""
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name == old:
+                node.input[index] = new
+        for inner in subgraphs(node):
+            _rename_reads(inner, old, new)
+            for output in inner.output:
+                if output.name == old:
+                    output.name = new
