@@ -22,7 +22,7 @@ from bnn_compiler.constants import Array
 from bnn_compiler.derived_constant import Constant
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.schedules.isa import Isa
-from bnn_compiler.schedules.pack import pack_conv_activations, pack_dense_activations
+from bnn_compiler.schedules.pack import PackRule, pack_conv_activations, pack_dense_activations
 from bnn_compiler.schedules.popcount import Alphabet, planes, words_per
 from bnn_compiler.schedules.popcount_conv import conv_bits_shape, popcount_conv2d, popcount_conv2d_constants
 from bnn_compiler.schedules.popcount_dense import popcount_dense, popcount_dense_constants
@@ -143,29 +143,44 @@ def output_map(spec: BinarySpec) -> OutputMap:
     return OutputMap(scale, None if unbiased else bias.astype(np.float32), exact)
 
 
-def pack_kernel(spec: BinarySpec, isa: Isa) -> Kernel:
-    """The kernel from the float activation to channel-packed bits."""
+def pack_rule(spec: BinarySpec) -> tuple[PackRule, tuple[Array, ...]]:
+    """How the float activation becomes bits, and the parameters that the rule asks for, [channels] each."""
     alphabet = alphabet_of(spec)
     per_channel = spec.threshold.size > 1
-    ternary = alphabet == "ternary"
-    options: dict[str, Any] = {
-        "predicate": "gt" if ternary else spec.predicate,
-        "threshold": "channel" if per_channel else float(spec.threshold),
-        "alphabet": alphabet,
-        "affine": spec.direction is not None,
-        "isa": isa,
-    }
-    constants: list[Array] = []
+    parameters: list[Array] = []
     if spec.direction is not None:
         # x·(±1) + 0 is exact, so the folded threshold stays exact.
         direction = spec.direction.reshape(-1).astype(np.float32)
-        constants += [direction, np.zeros_like(direction)]
+        parameters += [direction, np.zeros_like(direction)]
     if per_channel:
-        constants.append(spec.threshold.reshape(-1).astype(np.float32))
+        parameters.append(spec.threshold.reshape(-1).astype(np.float32))
+    rule = PackRule(
+        predicate="gt" if alphabet == "ternary" else spec.predicate,  # type: ignore[arg-type]
+        threshold="channel" if per_channel else float(spec.threshold),
+        alphabet=alphabet,
+        affine=spec.direction is not None,
+    )
+    return rule, tuple(parameters)
+
+
+def ring_code(spec: BinarySpec) -> int:
+    """What the padding ring of a packed activation holds."""
+    return int(spec.ring is not None and spec.ring == spec.high)
+
+
+def pack_kernel(spec: BinarySpec, isa: Isa) -> Kernel:
+    """The kernel from the float activation to channel-packed bits."""
+    rule, parameters = pack_rule(spec)
+    options: dict[str, Any] = {
+        "predicate": rule.predicate,
+        "threshold": rule.threshold,
+        "alphabet": rule.alphabet,
+        "affine": rule.affine,
+        "isa": isa,
+    }
     if spec.geometry is not None:
-        pad_code = int(spec.ring is not None and spec.ring == spec.high)
-        function = pack_conv_activations(spec.geometry, pad_code=pad_code, **options)
-        return Kernel(function, tuple(constants), conv_bits_shape(spec.geometry, alphabet), "uint64")
+        function = pack_conv_activations(spec.geometry, pad_code=ring_code(spec), **options)
+        return Kernel(function, parameters, conv_bits_shape(spec.geometry, rule.alphabet), "uint64")
     function = pack_dense_activations(spec.rows, spec.fan_in, **options)
-    shape = (spec.rows, planes(alphabet) * words_per(spec.fan_in))
-    return Kernel(function, tuple(constants), shape, "uint64")
+    shape = (spec.rows, planes(rule.alphabet) * words_per(spec.fan_in))
+    return Kernel(function, parameters, shape, "uint64")

@@ -152,6 +152,7 @@ def epilogue_reference(
     y = z.astype(np.float32)
     if scale is not None and bias is not None:
         return multiply_add(y, scale, bias, fused=fused)
-    if scale is not None:
-        return y * scale
-    return y if bias is None else y + bias
+    with np.errstate(over="ignore"):
+        if scale is not None:
+            return y * scale
+        return y if bias is None else y + bias

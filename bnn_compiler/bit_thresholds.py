@@ -1,0 +1,47 @@
+"""From a layer's float epilogue and its reader's comparison to one integer threshold per channel.
+
+A layer gives y = float(z)·scale + bias, its only reader takes the bit [y predicate t]. Both are evaluated, in the
+kernels' own arithmetic, for every integer z that the layer can give; where the bit changes at most once in a channel it
+is [z >= T], or the opposite. Nothing is assumed of the signs of scales, of rounding, of ties or of infinite thresholds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnn_compiler.constants import Array
+from bnn_compiler.layer_kernels import OutputMap, pack_rule
+from bnn_compiler.layers import BinarySpec
+from bnn_compiler.schedules.reference import binarise, epilogue_reference
+
+
+@dataclass(frozen=True, eq=False)
+class BitThresholds:
+    """Channel c gives the bit [z >= bounds[c]], or the opposite where ``inverted[c]``; int64[O] and bool[O]."""
+
+    bounds: Array
+    inverted: Array
+
+
+def bit_thresholds(mapped: OutputMap, fan_in: int, reader: BinarySpec, *, fused: bool) -> BitThresholds | None:
+    """The integer thresholds of a layer with |z| <= ``fan_in``; None where the reader's bit is no threshold of z.
+
+    ``fused`` says that the kernels multiply and add with one rounding.
+    """
+    rule, parameters = pack_rule(reader)
+    if reader.geometry is None or len(rule.predicates()) > 1:
+        return None
+    channels = len(mapped.scale)
+    z = np.broadcast_to(np.arange(-fan_in, fan_in + 1, dtype=np.int32), (channels, 2 * fan_in + 1))
+    scale, bias = (None if array is None else array.reshape(-1, 1) for array in (mapped.scaled, mapped.bias))
+    y = epilogue_reference(z, scale, bias, fused=fused)
+    (bits,) = binarise(y, rule, tuple(parameter.reshape(-1, 1) for parameter in parameters), fused=fused)
+    changes = bits[:, 1:] != bits[:, :-1]
+    if np.any(changes.sum(axis=1) > 1):
+        return None
+    constant = ~changes.any(axis=1)
+    # Behind the last number where the bit never changes: reached by none, so that the first bit is every bit.
+    first = np.where(constant, 2 * fan_in + 1, changes.argmax(axis=1) + 1)
+    return BitThresholds(first.astype(np.int64) - fan_in, bits[:, 0].copy())
