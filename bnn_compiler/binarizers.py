@@ -5,7 +5,8 @@ An activation is packed as bit = [x predicate threshold], with value ``high`` fo
 - *bipolar*: low = −high (±a); the layer counts as binary;
 - *unsigned*: low = 0 (ReLU behind a sign, {0, a});
 - *affine*: any other pair of values;
-- *ternary*: {−a, 0, +a}, two bits per activation.
+- *ternary*: {−a, 0, +a}, two bits per activation;
+- *codes*: the values ``levels``, a few bits per activation (``code_binarizers``).
 
 An activation that holds its values only up to rounding (``rounded``, see ``residue``) is packed as the values
 themselves; one that the model leaves undefined at the threshold (``undefined``, 0/0) takes the value above it there.
@@ -26,7 +27,7 @@ from bnn_compiler.options import SignZero
 from bnn_compiler.step_function import Padding, Region, StepFunction
 from bnn_compiler.value_sets import ValueSet
 
-Alphabet = Literal["bipolar", "unsigned", "affine", "ternary"]
+Alphabet = Literal["bipolar", "unsigned", "affine", "ternary", "codes"]
 # Index: which of (below, equal, above) are high. The second name also holds for NaN.
 _PREDICATES: dict[tuple[bool, bool, bool], tuple[str, str]] = {
     (False, True, True): ("ge", "nlt"),
@@ -40,7 +41,11 @@ _PREDICATES: dict[tuple[bool, bool, bool], tuple[str, str]] = {
 
 @dataclass(frozen=True, eq=False)
 class Binarizer:
-    """How one activation tensor becomes bits: compare ``base``, then apply ``moves``, then ``padding``."""
+    """How one activation tensor becomes bits: compare ``base``, then apply ``moves``, then ``padding``.
+
+    ``direction`` (±1, broadcast as ``threshold``) multiplies the base first. For codes, ``levels`` are the values in
+    ascending order, and ``threshold`` has one more axis in front: level i holds from threshold i − 1 on.
+    """
 
     base: Var
     threshold: Array
@@ -51,6 +56,8 @@ class Binarizer:
     moves: tuple[Call, ...] = ()
     padding: Padding | None = None
     zero_taken_as_plus: bool = False
+    levels: tuple[float, ...] = ()
+    direction: Array | None = None
     rounded: bool = False
     undefined: bool = False
 
@@ -106,7 +113,7 @@ def _from_steps(steps: StepFunction, sign_zero: SignZero) -> Binarizer | None:
     if len(reached) != 2:
         return None
     low, high = min(reached), max(reached)
-    alphabet = _alphabet(low, high)
+    alphabet = two_valued_alphabet(low, high)
     if alphabet == "unsigned" and high == 0.0:
         low, high = 0.0, low
     flags = [value is not None and float(value) == high for value in (below, equal, above)]
@@ -137,13 +144,14 @@ def _from_values(activation: Var, known: ValueSet, sign_zero: SignZero) -> Binar
         return NotBinary("activations_not_two_valued", f"the activation takes the values {{{shown}}}")
     low, high = values
     middle = np.asarray((low + high) / 2, np.float32)
-    alphabet = _alphabet(low, high)
+    alphabet = two_valued_alphabet(low, high)
     if alphabet == "unsigned" and high == 0.0:
         return Binarizer(activation, middle, "le", 0.0, low, "unsigned")
     return Binarizer(activation, middle, "ge", low, high, alphabet)
 
 
-def _alphabet(low: float, high: float) -> Alphabet:
+def two_valued_alphabet(low: float, high: float) -> Alphabet:
+    """The alphabet of two values."""
     if low == -high:
         return "bipolar"
     return "unsigned" if 0.0 in (low, high) else "affine"

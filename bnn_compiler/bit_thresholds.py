@@ -14,6 +14,7 @@ import numpy as np
 from bnn_compiler.constants import Array
 from bnn_compiler.layer_kernels import OutputMap, pack_rule
 from bnn_compiler.layers import BinarySpec
+from bnn_compiler.schedules.popcount import planes
 from bnn_compiler.schedules.reference import binarise, epilogue_reference
 
 
@@ -31,7 +32,7 @@ def bit_thresholds(mapped: OutputMap, fan_in: int, reader: BinarySpec, *, fused:
     ``fused`` says that the kernels multiply and add with one rounding.
     """
     rule, parameters = pack_rule(reader)
-    if reader.geometry is None or len(rule.predicates()) > 1:
+    if reader.geometry is None or planes(rule.alphabet) > 1:
         return None
     channels = len(mapped.scale)
     z = np.broadcast_to(np.arange(-fan_in, fan_in + 1, dtype=np.int32), (channels, 2 * fan_in + 1))

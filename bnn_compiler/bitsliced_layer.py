@@ -82,8 +82,8 @@ class BitslicedPlan:
 
 
 def can_be_bitsliced(spec: BinarySpec, isa: Isa) -> bool:
-    """Whether the kernels take the layer: a convolution whose planes a 16-bit index can name."""
-    if spec.geometry is None:
+    """Whether the kernels take the layer: a convolution of bits or signs whose planes a 16-bit index can name."""
+    if spec.geometry is None or spec.lattice is not None:
         return False
     return make_layout(spec.geometry, alphabet_of(spec), isa).taps + 1 <= MOST_PLANES
 

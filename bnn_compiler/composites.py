@@ -7,7 +7,8 @@ the layer's own float semantics, so an unlowered module still runs:
     m = reshape | permute_dims of x       zero or more: bring x to [N, C, H, W] (conv) or [M, K] (dense)
     d = multiply(m, direction)            optional, ±1 per channel
     c = compare(d, threshold)             optionally logical_not(c), which also holds for NaN
-    a = where(c, high, low)               or, ternary, where(m > 0, high, where(m < 0, low, 0))
+    a = where(c, high, low)               or, ternary, where(m > 0, high, where(m < 0, low, 0)); or, several levels,
+                                          where(c_L, v_L, … where(c_1, v_1, v_0)) with a comparison for each threshold
     p = nn.pad(a, widths, ring)           optional, ring is low or high; ONNX zero padding stays in the convolution
     y = nn.conv2d(p, w) | matmul(p, w)
     s = multiply(y, scale)                optional, per output channel
@@ -81,11 +82,19 @@ def _emit_binarize(builder: relax.BlockBuilder, value: relax.Expr, spec: BinaryS
         return builder.emit(op.where(builder.emit(op.greater(value, zero)), high, negative))
     if spec.direction is not None:
         value = builder.emit(op.multiply(value, relax.const(spec.direction)))
-    compare = getattr(op, _COMPARE[_NEGATED.get(spec.predicate, spec.predicate)])
-    condition = builder.emit(compare(value, relax.const(spec.threshold)))
-    if spec.predicate in _NEGATED:
-        condition = builder.emit(op.logical_not(condition))
-    return builder.emit(op.where(condition, high, low))
+    if not spec.levels:
+        return builder.emit(op.where(_emit_condition(builder, value, spec.predicate, spec.threshold), high, low))
+    result = relax.const(np.float32(spec.levels[0]))
+    for level, threshold in zip(spec.levels[1:], spec.threshold, strict=True):
+        condition = _emit_condition(builder, value, spec.predicate, np.asarray(threshold))
+        result = builder.emit(op.where(condition, relax.const(np.float32(level)), result))
+    return result
+
+
+def _emit_condition(builder: relax.BlockBuilder, value: relax.Expr, predicate: str, threshold: Array) -> relax.Expr:
+    compare = getattr(relax.op, _COMPARE[_NEGATED.get(predicate, predicate)])
+    condition = builder.emit(compare(value, relax.const(threshold)))
+    return builder.emit(relax.op.logical_not(condition)) if predicate in _NEGATED else condition
 
 
 def _emit_product(builder: relax.BlockBuilder, value: relax.Expr, spec: BinarySpec) -> relax.Expr:
@@ -135,7 +144,7 @@ def read_composite(function: relax.Function) -> BinarySpec:
     )
     weights = constants.value(call.args[1])
     assert weights is not None
-    predicate, threshold, direction, low, high, ring, ring_widths = _read_binarize(chain[first:product], constants)
+    predicate, threshold, direction, levels, ring, ring_widths = _read_binarize(chain[first:product], constants)
     data_shape = static_shape(chain[first].args[0])
     assert data_shape is not None
     geometry = None
@@ -162,8 +171,8 @@ def read_composite(function: relax.Function) -> BinarySpec:
         predicate=predicate,
         threshold=threshold,
         direction=direction,
-        low=low,
-        high=high,
+        low=levels[0],
+        high=levels[-1],
         ring=ring,
         geometry=geometry,
         rows=0 if is_conv else data_shape[0],
@@ -171,6 +180,7 @@ def read_composite(function: relax.Function) -> BinarySpec:
         scale=scale,
         bias=bias,
         rounded=bool(function.attrs.get("bnnc.rounded", False)),
+        levels=levels if len(levels) > 2 else (),
     )
 
 
@@ -190,7 +200,9 @@ def _read_move(call: Call) -> Move:
 
 def _read_binarize(
     calls: Sequence[Call], constants: ConstantEvaluator
-) -> tuple[str, Array, Array | None, float, float, float | None, tuple[int, ...]]:
+) -> tuple[str, Array, Array | None, tuple[float, ...], float | None, tuple[int, ...]]:
+    """Predicate, threshold, direction, values (low, high or all levels), ring and its widths."""
+
     def constant(expr: relax.Expr) -> Array:
         value = constants.value(expr)
         assert value is not None
@@ -204,16 +216,18 @@ def _read_binarize(
         widths = (sizes[4], sizes[6], sizes[5], sizes[7])
         calls = calls[:-1]
     wheres = [call for call in calls if op_name(call) == "relax.where"]
-    if len(wheres) == 2:
-        low, high = float(constant(wheres[0].args[1])), float(constant(wheres[1].args[1]))
-        return "ternary", np.zeros((), np.float32), None, low, high, ring, widths
-    low, high = float(constant(wheres[0].args[2])), float(constant(wheres[0].args[1]))
+    compares = [call for call in calls if op_name(call).removeprefix("relax.") in _COMPARE.values()]
+    if {op_name(call) for call in compares} == {"relax.less", "relax.greater"}:
+        ends = (float(constant(wheres[0].args[1])), float(constant(wheres[1].args[1])))
+        return "ternary", np.zeros((), np.float32), None, ends, ring, widths
+    levels = (float(constant(wheres[0].args[2])), *(float(constant(where.args[1])) for where in wheres))
     direction = constant(calls[0].args[1]) if op_name(calls[0]) == "relax.multiply" else None
-    compare = next(call for call in calls if op_name(call).removeprefix("relax.") in _COMPARE.values())
-    predicate = next(short for short, long in _COMPARE.items() if op_name(compare) == f"relax.{long}")
+    predicate = next(short for short, long in _COMPARE.items() if op_name(compares[0]) == f"relax.{long}")
     if any(op_name(call) == "relax.logical_not" for call in calls):
         predicate = next(negated for negated, plain in _NEGATED.items() if plain == predicate)
-    return predicate, constant(compare.args[1]), direction, low, high, ring, widths
+    thresholds = [constant(compare.args[1]) for compare in compares]
+    threshold = thresholds[0] if len(levels) == 2 else np.stack(thresholds)
+    return predicate, threshold, direction, levels, ring, widths
 
 
 def binary_composites(module: tvm.IRModule) -> dict[Any, relax.Function]:

@@ -93,7 +93,8 @@ def error_bound(layer: BinaryLayer) -> Array:
         return np.zeros_like(scale)
     bias = np.zeros_like(scale) if layer.bias is None else np.abs(layer.bias.astype(np.float64))
     residue = RESIDUE + (MAX_RESIDUE if layer.rounded else 0.0)
-    return np.asarray((gamma(layer.fan_in + 2) + residue + gamma(2)) * (layer.fan_in * scale + bias))
+    terms = layer.fan_in * layer.reach * scale + bias
+    return np.asarray((gamma(layer.fan_in + 2) + residue + gamma(2)) * terms)
 
 
 def check_layer(layer: BinaryLayer, actual: Array, expected: Array) -> LayerCheck:

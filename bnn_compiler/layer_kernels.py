@@ -8,6 +8,7 @@ bias:
     unsigned  a = h·x, x ∈ {0, 1}:     y = (h·α·s)·z + b
     affine    a = l + (h − l)·x:       y = ((h − l)·α·s)·z + (l·α·s·κ + b),  κ = Σ sign(w)
     ternary   a = h·x, x ∈ {−1, 0, 1}: y = (h·α·s)·z + b
+    codes     a = o + e·x, x integer:  y = (e·α·s)·z + (o·α·s·κ + b)   (``code_lattice``)
 """
 
 from __future__ import annotations
@@ -22,8 +23,13 @@ from bnn_compiler.constants import Array
 from bnn_compiler.derived_constant import Constant
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.schedules.isa import Isa
+<<<<<<< HEAD
 from bnn_compiler.schedules.pack import PackRule, pack_conv_activations, pack_dense_activations
 from bnn_compiler.schedules.popcount import Alphabet, planes, words_per
+=======
+from bnn_compiler.schedules.pack import pack_conv_activations, pack_dense_activations
+from bnn_compiler.schedules.popcount import Alphabet, codes_alphabet, planes, words_per
+>>>>>>> 1353f4b (Activations of a few levels: exact thresholds of monotone chains, codes, zero padding)
 from bnn_compiler.schedules.popcount_conv import conv_bits_shape, popcount_conv2d, popcount_conv2d_constants
 from bnn_compiler.schedules.popcount_dense import popcount_dense, popcount_dense_constants
 
@@ -88,10 +94,12 @@ def popcount_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
     """Build the popcount kernels of a layer for one instruction set."""
     signs = spec.binary_weights.signs
     alphabet = alphabet_of(spec)
+    zero = spec.lattice.zero if spec.lattice else None
     mapped = output_map(spec)
     has_scale, has_bias = mapped.scaled is not None, mapped.bias is not None
     if spec.geometry is not None:
-        zero_padded = spec.ring is None and any(spec.geometry.pads)
+        # A ring that holds the code of 0 needs no correction.
+        zero_padded = spec.is_zero_padded and (spec.lattice is None or spec.lattice.zero_code is None)
         function = popcount_conv2d(
             spec.geometry,
             alphabet=alphabet,
@@ -99,8 +107,11 @@ def popcount_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
             has_scale=has_scale,
             has_bias=has_bias,
             isa=isa,
+            zero=zero,
         )
-        constants = popcount_conv2d_constants(spec.geometry, signs, alphabet=alphabet, zero_padded=zero_padded)
+        constants = popcount_conv2d_constants(
+            spec.geometry, signs, alphabet=alphabet, zero_padded=zero_padded, zero=zero
+        )
     else:
         function = popcount_dense(
             spec.rows,
@@ -110,8 +121,9 @@ def popcount_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
             has_scale=has_scale,
             has_bias=has_bias,
             isa=isa,
+            zero=zero,
         )
-        constants = popcount_dense_constants(signs, alphabet=alphabet)
+        constants = popcount_dense_constants(signs, alphabet=alphabet, zero=zero)
     product = Kernel(function, (*constants, *mapped.arguments), spec.output_shape, "float32")
     return LayerKernels("popcount", (pack_kernel(spec, isa), product), mapped)
 
@@ -120,6 +132,8 @@ def alphabet_of(spec: BinarySpec) -> Alphabet:
     """The alphabet that kernels see; any two values that are not opposites are {0, 1} behind an affine map."""
     if spec.predicate == "ternary":
         return "ternary"
+    if spec.lattice is not None:
+        return codes_alphabet(bipolar=spec.lattice.bipolar, bits=spec.lattice.bits)
     return "bipolar" if spec.low == -spec.high else "unsigned"
 
 
@@ -132,40 +146,67 @@ def output_map(spec: BinarySpec) -> OutputMap:
     binary = spec.binary_weights
     post = np.ones(spec.out_channels) if spec.scale is None else spec.scale.astype(np.float64)
     bias = np.zeros(spec.out_channels) if spec.bias is None else spec.bias.astype(np.float64)
-    affine = spec.low not in (0.0, -spec.high)
-    step = (spec.high - spec.low) if affine else spec.high
-    if affine:
+    unit, offset = _unit_and_offset(spec)
+    if offset:
         kappa = 2.0 * binary.signs.reshape(spec.out_channels, -1).sum(axis=1) - spec.fan_in
-        bias = bias + spec.low * binary.alpha * kappa * post
-    scale = (step * binary.alpha * post).astype(np.float32)
+        bias = bias + offset * binary.alpha * kappa * post
+    scale = (unit * binary.alpha * post).astype(np.float32)
     unbiased = not np.any(bias)
-    exact = binary.exact and unbiased and bool(np.all(np.abs(np.frexp(scale)[0]) == 0.5))
+    on_lattice = spec.lattice is None or spec.lattice.exact
+    exact = binary.exact and on_lattice and unbiased and bool(np.all(np.abs(np.frexp(scale)[0]) == 0.5))
     return OutputMap(scale, None if unbiased else bias.astype(np.float32), exact)
 
 
+def reach_of(spec: BinarySpec) -> float:
+    """The largest magnitude of an activation in units of z."""
+    unit, _ = _unit_and_offset(spec)
+    return max(abs(spec.low), abs(spec.high)) / abs(unit)
+
+
+def _unit_and_offset(spec: BinarySpec) -> tuple[float, float]:
+    """a = offset + unit·x with the integers x that kernels see."""
+    if spec.lattice is not None:
+        return spec.lattice.unit, spec.lattice.offset
+    if spec.low in (0.0, -spec.high):
+        return spec.high, 0.0
+    return spec.high - spec.low, spec.low
+
+
 def pack_rule(spec: BinarySpec) -> tuple[PackRule, tuple[Array, ...]]:
-    """How the float activation becomes bits, and the parameters that the rule asks for, [channels] each."""
+    """How the float activation becomes bits, and the parameters that the rule asks for: [channels] each.
+
+    The thresholds of codes are [thresholds, channels].
+    """
     alphabet = alphabet_of(spec)
-    per_channel = spec.threshold.size > 1
+    codes = spec.lattice.codes if spec.lattice else ()
+    thresholds = spec.threshold.reshape(len(codes) - 1 if codes else 1, -1).astype(np.float32)
+    per_channel = thresholds.shape[1] > 1
+    constants = tuple(float(threshold) for threshold in thresholds[:, 0])
     parameters: list[Array] = []
     if spec.direction is not None:
         # x·(±1) + 0 is exact, so the folded threshold stays exact.
         direction = spec.direction.reshape(-1).astype(np.float32)
         parameters += [direction, np.zeros_like(direction)]
     if per_channel:
-        parameters.append(spec.threshold.reshape(-1).astype(np.float32))
+        parameters.append(thresholds if codes else thresholds[0])
     rule = PackRule(
         predicate="gt" if alphabet == "ternary" else spec.predicate,  # type: ignore[arg-type]
-        threshold="channel" if per_channel else float(spec.threshold),
+        threshold="channel" if per_channel else constants if codes else constants[0],
         alphabet=alphabet,
         affine=spec.direction is not None,
+        codes=codes,
     )
     return rule, tuple(parameters)
 
 
 def ring_code(spec: BinarySpec) -> int:
-    """What the padding ring of a packed activation holds."""
-    return int(spec.ring is not None and spec.ring == spec.high)
+    """What the padding ring of a packed activation holds: a bit or a code."""
+    if spec.ring is None:
+        zero_code = spec.lattice.zero_code if spec.lattice else None
+        return 0 if zero_code is None else zero_code
+    if spec.lattice is not None:
+        return spec.lattice.codes[spec.levels.index(spec.ring)]
+    return int(spec.ring == spec.high)
 
 
 def pack_kernel(spec: BinarySpec, isa: Isa) -> Kernel:
@@ -176,6 +217,7 @@ def pack_kernel(spec: BinarySpec, isa: Isa) -> Kernel:
         "threshold": rule.threshold,
         "alphabet": rule.alphabet,
         "affine": rule.affine,
+        "codes": rule.codes,
         "isa": isa,
     }
     if spec.geometry is not None:

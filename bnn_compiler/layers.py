@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from bnn_compiler.binary_weights import BinaryWeights, analyse_weights
+from bnn_compiler.code_lattice import CodeLattice, fit_codes
 from bnn_compiler.constants import Array
 from bnn_compiler.schedules.geometry import ConvGeometry
 
@@ -35,9 +36,10 @@ class BinarySpec:
     """Everything a kernel needs to know of a layer.
 
     ``weights`` float32 [O, Cg, kh, kw] (conv) or [K, O] (dense); ``threshold`` a scalar or [C, 1, 1] / [K];
-    ``direction`` likewise or None; ``scale`` and ``bias`` float32[O] or None. ``geometry.pads`` is filled with
-    ``ring``, or with ONNX's zeros where that is None. ``rounded``: the model's own activations are low and high only up
-    to ``residue.MAX_RESIDUE``.
+    ``direction`` likewise or None. Activations of more than two values have these as ``levels`` and one more axis in
+    front of ``threshold``: level i holds from threshold i − 1 on. ``scale`` and ``bias`` float32[O] or None.
+    ``geometry.pads`` is filled with ``ring``, or with ONNX's zeros where that is None. ``rounded``: the model's own
+    activations are these values only up to ``residue.MAX_RESIDUE``.
     """
 
     input_shape: tuple[int, ...]
@@ -55,6 +57,7 @@ class BinarySpec:
     scale: Array | None
     bias: Array | None
     rounded: bool = False
+    levels: tuple[float, ...] = ()
 
     @cached_property
     def binary_weights(self) -> BinaryWeights:
@@ -63,6 +66,30 @@ class BinarySpec:
         if not isinstance(found, BinaryWeights):
             raise ValueError(f"composite holds weights that are not binary: {found.detail}")
         return found
+
+    @cached_property
+    def lattice(self) -> CodeLattice | None:
+        """How the activation becomes codes of several bits; None where one bit (ternary: two) will do.
+
+        Two values take several bits only if they are padded with zeros and neither is 0 or the other's opposite.
+
+        Raises:
+            ValueError: a hand-made composite holds values that are no codes.
+        """
+        levels = self.levels
+        if not levels:
+            if self.predicate == "ternary" or self.low in (0.0, -self.high) or not self.is_zero_padded:
+                return None
+            levels = (self.low, self.high)
+        found = fit_codes(levels, zero_padded=self.is_zero_padded)
+        if found is None:
+            raise ValueError(f"composite holds activation values that are no codes: {levels}")
+        return found
+
+    @property
+    def is_zero_padded(self) -> bool:
+        """Whether zeros surround the activation."""
+        return self.geometry is not None and self.ring is None and any(self.geometry.pads)
 
     @property
     def fan_in(self) -> int:
@@ -89,8 +116,9 @@ class BinarySpec:
 
 @dataclass(frozen=True, eq=False)
 class BinaryLayer:
-    """What verification and reports need of a lowered layer: y = scale·z + bias with integer |z| <= fan_in·levels.
+    """What verification and reports need of a lowered layer: y = scale·z + bias with integer z.
 
+    ``reach`` is the largest magnitude of an activation in units of z: |z| <= fan_in·reach without an offset.
     ``rounded`` as in ``BinarySpec``; such a layer is not ``exact``.
     """
 
@@ -109,3 +137,4 @@ class BinaryLayer:
     weight_bytes: int = 0
     zero_tensor: str | None = None
     rounded: bool = False
+    reach: float = 1.0

@@ -3,10 +3,11 @@
 Conditions for y = product(a, w), checked in this order; the first that fails is the reason in the report:
 
 1. w is constant and binary, ±α per output channel (``binary_weights``).
-2. a draws from a finite alphabet: two values, or {−a, 0, +a} (``value_sets``, ``binarizers``).
+2. a draws from a finite alphabet: two values, {−a, 0, +a} (``value_sets``, ``binarizers``), or codes of up to four bits
+   (``code_binarizers``).
 3. The form is supported: conv1d or conv2d in NCHW/OIHW, or a matrix product with a matrix; static shapes; float32.
 4. Padding stays in the alphabet (``padding_not_in_alphabet``): zeros are exact for bipolar, {0, a} and ternary
-   activations.
+   activations, and for codes where 0 or half a step beside 0 is one.
 
 A match is the layer in the canonical form of ``composites``, starting at the tensor that is compared.
 """
@@ -25,9 +26,12 @@ from tvm.ir import Call, Var
 
 from bnn_compiler.binarizers import Binarizer, plan_binarizer
 from bnn_compiler.binary_weights import BinaryWeights, NotBinary, analyse_weights
+from bnn_compiler.code_binarizers import CodePlanner
+from bnn_compiler.code_lattice import fit_codes
 from bnn_compiler.constants import Array, dtype_of, op_name, static_shape
 from bnn_compiler.layers import BinarySpec, LayerNames, Move
 from bnn_compiler.missing_condition import missing_condition
+from bnn_compiler.monotone_chains import MonotoneChains
 from bnn_compiler.options import SignZero
 from bnn_compiler.report import Status
 from bnn_compiler.schedules.geometry import ConvGeometry
@@ -53,6 +57,10 @@ class LayerMatcher:
         self._names = names
         self.has_names = bool(names)
         self._sign_zero = sign_zero
+        chains = MonotoneChains(self.bindings, self.analysis.constants)
+        self._codes = CodePlanner(
+            self.bindings, chains, self.uses, lambda v: not self.has_names or self.tensor_name(v) is not None
+        )
 
     def names_of(self, variable: Var, call: Call) -> LayerNames:
         """ONNX names where the front end left them, else Relax's."""
@@ -88,9 +96,14 @@ class LayerMatcher:
             return binary, "float"
         plan = plan_binarizer(data, self.analysis.of(data), self._sign_zero)
         if isinstance(plan, NotBinary):
-            if plan.reason == "activations_float":
-                plan = replace(plan, detail=missing_condition(data, self.analysis, self.describe))
-            return plan, "binary_weight"
+            codes = self._plan_codes(data, _channel_axis(call, data, left_weight=left_weight))
+            if codes is None:
+                if plan.reason == "activations_float":
+                    plan = replace(plan, detail=missing_condition(data, self.analysis, self.describe))
+                return plan, "binary_weight"
+            plan = codes
+        else:
+            plan = self._earlier_start(data, plan, _channel_axis(call, data, left_weight=left_weight))
         proven: Status = "binary" if plan.alphabet == "bipolar" else "binary_weight"
         form = _unsupported_form(call, data, weights)
         if form is not None:
@@ -103,6 +116,20 @@ class LayerMatcher:
         # A padding outside the alphabet is another alphabet; what else is missing is only a kernel.
         failed = isinstance(found, NotBinary) and found.reason != "unsupported_form"
         return found, "binary_weight" if failed else proven
+
+    def _plan_codes(self, data: relax.Expr, channel_axis: int | None) -> Binarizer | None:
+        """``data`` as codes (or bits), or None."""
+        plan = self._codes.plan(data, self.analysis.of(data), channel_axis)
+        if plan is not None and plan.levels and fit_codes(plan.levels, zero_padded=False) is None:
+            return None
+        return plan
+
+    def _earlier_start(self, data: relax.Expr, plan: Binarizer, channel_axis: int | None) -> Binarizer:
+        """Instead of the two values that a chain makes, pack what the chain starts from."""
+        if not plan.base.same_as(data) or plan.alphabet == "ternary" or plan.zero_taken_as_plus or plan.rounded:
+            return plan
+        found = self._plan_codes(data, channel_axis)
+        return plan if found is None or found.levels else found
 
     def _through_moves(self, plan: Binarizer) -> Binarizer:
         """Start before a transpose or reshape that the moves behind the comparison undo."""
@@ -124,6 +151,14 @@ def _output_channels_first(call: Call, weights: Array, *, left_weight: bool) -> 
         return np.moveaxis(weights, -1, 0)
     # A transposed convolution stores input channels first, and output channels per group second.
     return np.moveaxis(weights, 1, 0) if name.endswith("_transpose") else weights
+
+
+def _channel_axis(call: Call, data: relax.Expr, *, left_weight: bool) -> int | None:
+    """The axis of the activation that holds a layer's input channels or features, if thresholds may vary along it."""
+    rank = len(static_shape(data) or ())
+    if op_name(call) != "relax.matmul":
+        return 1
+    return None if left_weight else rank - 1
 
 
 def _unsupported_form(call: Call, data: relax.Expr, weights: Array) -> NotBinary | None:
@@ -158,7 +193,7 @@ def _convolution(call: Call, data: relax.Expr, weights: Array, plan: Binarizer) 
         weights = weights[:, :, None, :]
         prefix = (*prefix, ("reshape", shape))
         suffix = (("reshape", _shape(call)),)
-        if plan.threshold.size > 1:
+        if plan.threshold.size > 1 and not plan.levels:
             aligned = (1,) * (3 - plan.threshold.ndim) + plan.threshold.shape
             plan = replace(plan, threshold=plan.threshold.reshape(*aligned[:2], 1, aligned[2]))
     ring, zero_pads = None, any(pads)
@@ -173,8 +208,12 @@ def _convolution(call: Call, data: relax.Expr, weights: Array, plan: Binarizer) 
         ring = None if plan.padding.value == 0.0 and plan.alphabet != "affine" else plan.padding.value
         pads = [pads[0] + top, pads[1] + left, pads[2] + bottom, pads[3] + right]
         shape = (shape[0], shape[1], shape[2] - top - bottom, shape[3] - left - right)
-    if plan.alphabet == "affine" and zero_pads:
-        return NotBinary("padding_not_in_alphabet", f"zero padding beside the values {plan.low:g} and {plan.high:g}")
+    if (plan.alphabet == "affine" or plan.levels) and zero_pads:
+        # Two values that are no opposites may be codes about 0 all the same: {-0.5, 1} has 0 a third of the way.
+        levels = plan.levels or (plan.low, plan.high)
+        if fit_codes(levels, zero_padded=True) is None:
+            shown = ", ".join(f"{level:g}" for level in levels)
+            return NotBinary("padding_not_in_alphabet", f"zero padding beside the values {shown}")
     geometry = ConvGeometry(
         batch=shape[0],
         in_channels=shape[1],
@@ -187,7 +226,7 @@ def _convolution(call: Call, data: relax.Expr, weights: Array, plan: Binarizer) 
         dilations=(dilations[0], dilations[1]),
         groups=int(call.attrs.groups),
     )
-    threshold = _channel_threshold(plan.threshold, channel_axis_from_end=3)
+    threshold = _channel_threshold(plan, channel_axis_from_end=3)
     if threshold is None:
         packed = _packed_as_it_is(data, plan)
         if packed is None or plan.padding is not None:
@@ -199,8 +238,8 @@ def _convolution(call: Call, data: relax.Expr, weights: Array, plan: Binarizer) 
 def _dense(call: Call, data: relax.Expr, weights: Array, plan: Binarizer, *, left_weight: bool) -> Match | NotBinary:
     prefix = _simplified(plan)
     shape, out = _shape(data), _shape(call)
-    threshold = _channel_threshold(plan.threshold, channel_axis_from_end=1)
-    if threshold is None or plan.padding is not None or (left_weight and threshold.size > 1):
+    threshold = _channel_threshold(plan, channel_axis_from_end=1)
+    if threshold is None or plan.padding is not None or (left_weight and threshold.size > 1 and not plan.levels):
         packed = _packed_as_it_is(data, plan)
         if packed is None:
             return NotBinary(
@@ -241,7 +280,7 @@ def _spec(
         suffix=suffix,
         predicate=plan.predicate,
         threshold=threshold,
-        direction=None,
+        direction=_channel_direction(plan, geometry, weights),
         low=plan.low,
         high=plan.high,
         ring=ring,
@@ -251,7 +290,16 @@ def _spec(
         scale=None,
         bias=None,
         rounded=plan.rounded,
+        levels=plan.levels,
     )
+
+
+def _channel_direction(plan: Binarizer, geometry: ConvGeometry | None, weights: Array) -> Array | None:
+    """The direction as [C, 1, 1] (conv) or [K] (dense)."""
+    if plan.direction is None:
+        return None
+    channels, trailing = (geometry.in_channels, (1, 1)) if geometry else (weights.shape[0], ())
+    return np.ascontiguousarray(np.broadcast_to(plan.direction, (channels,))).reshape(-1, *trailing)
 
 
 def _packed_as_it_is(data: relax.Expr, plan: Binarizer) -> Binarizer | None:
@@ -262,8 +310,15 @@ def _packed_as_it_is(data: relax.Expr, plan: Binarizer) -> Binarizer | None:
     return replace(plan, base=data, threshold=middle, predicate="ge", moves=(), padding=None)
 
 
-def _channel_threshold(threshold: Array, *, channel_axis_from_end: int) -> Array | None:
-    """``threshold`` as a scalar or as [C, 1, 1] (conv) / [K] (dense); None if it varies along another axis."""
+def _channel_threshold(plan: Binarizer, *, channel_axis_from_end: int) -> Array | None:
+    """The threshold as a scalar or as [C, 1, 1] (conv) / [K] (dense); None if it varies along another axis.
+
+    Several levels have one more axis in front.
+    """
+    threshold = plan.threshold
+    if plan.levels:
+        trailing = (1,) * (channel_axis_from_end - 1)
+        return threshold if threshold.ndim == 1 else threshold.reshape(*threshold.shape, *trailing)
     if threshold.size == 1:
         return threshold.reshape(())
     shape = threshold.shape

@@ -39,10 +39,10 @@ def solve_thresholds(chain: Chain, test: Test, channels: int) -> ChannelThreshol
 
     def holds(order: Array) -> Array:
         with np.errstate(all="ignore"):
-            return test(chain(direction * _float_at(order)))
+            return test(chain(direction * float_at(order)))
 
-    low = np.full(channels, _order_of(np.float32(-top[0])), np.int64)
-    high = np.full(channels, _order_of(top[0]), np.int64)
+    low = np.full(channels, order_of(np.float32(-top[0])), np.int64)
+    high = np.full(channels, order_of(top[0]), np.int64)
     never = ~holds(high)
     always = holds(low)
     while np.any(high - low > 1):
@@ -52,16 +52,17 @@ def solve_thresholds(chain: Chain, test: Test, channels: int) -> ChannelThreshol
         low = np.where(inside, low, middle)
     if np.any(holds(high) == never) or np.any(holds(low) & ~always):
         return None
-    threshold = np.where(never, np.float32(np.inf), np.where(always, np.float32(-np.inf), _float_at(high)))
+    threshold = np.where(never, np.float32(np.inf), np.where(always, np.float32(-np.inf), float_at(high)))
     return ChannelThresholds(direction, threshold.astype(np.float32))
 
 
-def _order_of(value: np.float32) -> int:
-    """Position of a finite float32 in the order of all floats: adjacent floats differ by one, ±0 share 0."""
+def order_of(value: np.float32) -> int:
+    """Position of a float32, ±∞ included, in the order of all floats: adjacent floats differ by one, ±0 share 0."""
     bits = int(np.asarray(value, np.float32).view(np.int32))
     return bits if bits >= 0 else -(bits & 0x7FFFFFFF)
 
 
-def _float_at(order: Array) -> Array:
+def float_at(order: Array) -> Array:
+    """The float32 at each position of ``order_of``, int64."""
     magnitude = np.abs(order).astype(np.int32).view(np.float32)
     return np.where(order < 0, -magnitude, magnitude).astype(np.float32)

@@ -30,7 +30,9 @@ _ONE_SIDED = {"ge": np.greater_equal, "gt": np.greater, "le": np.less_equal, "lt
 
 def fold_affine_chain(base: Var, spec: BinarySpec, matcher: LayerMatcher) -> tuple[Var, BinarySpec]:
     """``spec`` moved to the start of the chain in front of ``base``, or both unchanged."""
-    if spec.predicate not in _ONE_SIDED or any(move[0] == "permute" for move in spec.prefix):
+    if spec.levels or spec.direction is not None or spec.predicate not in _ONE_SIDED:
+        return base, spec  # a chain has found its own start (``code_binarizers``)
+    if any(move[0] == "permute" for move in spec.prefix):
         return base, spec
     axis, rank = 1, len(spec.input_shape)
     channels = spec.input_shape[axis]

@@ -28,7 +28,7 @@ from bnn_compiler.composites import apply_moves, binary_composites, composite_na
 from bnn_compiler.constants import Array
 from bnn_compiler.derived_constant import Constant, DerivedConstant, resident_bytes, stored_bytes, value_of
 from bnn_compiler.kernel_choice import Choice, ChoiceOptions, choose_kernels
-from bnn_compiler.layer_kernels import Kernel
+from bnn_compiler.layer_kernels import Kernel, reach_of
 from bnn_compiler.layers import BinaryLayer, BinarySpec, LayerNames, Move
 from bnn_compiler.passes.lift_derived_constants import DERIVES_ATTR
 from bnn_compiler.passes.partition_binary_ops import LAYERS_ATTR
@@ -182,6 +182,7 @@ def _binary_layer(function: str, plan: _Planned) -> BinaryLayer:
         weight_bytes=stored_bytes(kernels.constants),
         zero_tensor=names.zero_tensor,
         rounded=spec.rounded,
+        reach=reach_of(spec),
     )
 
 

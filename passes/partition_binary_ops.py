@@ -20,6 +20,7 @@ from tvm import relax
 from tvm.ir import Call, Var
 
 from bnn_compiler.binary_weights import NotBinary
+from bnn_compiler.code_binarizers import describe_codes
 from bnn_compiler.composites import build_composite
 from bnn_compiler.constants import op_name, static_shape
 from bnn_compiler.epilogue_folding import fold_affine_epilogue
@@ -143,6 +144,8 @@ def _verdict(found: Match | NotBinary) -> tuple[str, str]:
     plan = found.binarizer
     if plan.alphabet == "bipolar":
         return "", plan.remarks
+    if plan.alphabet == "codes":
+        return "activations_not_two_valued", describe_codes(found.spec)
     if plan.alphabet == "ternary":
         return "activations_not_two_valued", "three-valued activations: sign(0) = 0 is kept"
     return "activations_not_symmetric", f"activations take the values {plan.low:g} and {plan.high:g}"

@@ -66,7 +66,7 @@ class PackRule:
 
     ``codes`` are for alphabets of codes: the code below all thresholds, which is 0, and the code from each threshold
     on. There is one threshold less than codes, ascending: a tuple, or "channel" for a buffer [thresholds, channels].
-    The predicate is ``ge`` or, where NaN is above all thresholds, ``nlt``.
+    The predicate is ``ge`` or, where NaN is above all thresholds, ``nlt``; any with a single threshold.
     """
 
     predicate: Predicate = "ge"
@@ -89,7 +89,7 @@ class PackRule:
             raise ValueError(f"the codes {self.codes} do not fit {self.alphabet} activations")
         if self.threshold != "channel" and len(self.thresholds) != len(self.codes) - 1:
             raise ValueError(f"{len(self.codes)} codes have {len(self.codes) - 1} thresholds, found {self.threshold}")
-        if self.predicate not in ("ge", "nlt"):
+        if len(self.codes) > 2 and self.predicate not in ("ge", "nlt"):
             raise ValueError(f"codes are packed with predicate 'ge' or 'nlt', found {self.predicate!r}")
 
     @property

@@ -57,6 +57,13 @@ def planes(alphabet: Alphabet) -> int:
     return 2 if alphabet == "ternary" else code_bits(alphabet)
 
 
+def codes_alphabet(*, bipolar: bool, bits: int) -> Alphabet:
+    """The alphabet of codes of 2, 3 or 4 bits."""
+    if not 2 <= bits <= 4:
+        raise ValueError(f"codes have 2, 3 or 4 bits, not {bits}")
+    return f"{'bipolar' if bipolar else 'unsigned'}{bits}"  # type: ignore[return-value]
+
+
 def code_bits(alphabet: Alphabet) -> int:
     """Bit planes that weigh 1, 2, 4 … and meet the same weights."""
     return int(alphabet[-1]) if alphabet[-1].isdigit() else 1

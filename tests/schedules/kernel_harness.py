@@ -12,8 +12,8 @@ import tvm
 import tvm_ffi
 from numpy.typing import NDArray
 
-from bnn_compiler.schedules.isa import Isa, detect_isa
 from bnn_compiler.build import code_generation
+from bnn_compiler.schedules.isa import Isa, detect_isa
 from bnn_compiler.target import CompileTarget, parse_target
 
 Array = NDArray[Any]

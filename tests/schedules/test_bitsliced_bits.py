@@ -74,7 +74,7 @@ def _check(cpu: str, cases: dict[str, Case]) -> None:
         column = (-1, 1, 1)
         reached = (z >= thresholds.reshape(column)) ^ inverted.reshape(column)
         expected = pack_conv_reference(
-            case.reader, reached.astype(np.float32), PackRule("gt"), (), pad_bit=case.pad_bit, fused=True
+            case.reader, reached.astype(np.float32), PackRule("gt"), (), pad_code=case.pad_bit, fused=True
         )
         runs.append((name, layout, bits, [program.indices, program.nodes, *first_rows, *constants], expected))
     kernels = CompiledKernels(cpu, functions)
