@@ -20,6 +20,7 @@ from bnn_compiler.artifact import SECTION_NAME, encode_section, seal, spec_to_js
 from bnn_compiler.atomic_file import atomic_write, check_writable
 from bnn_compiler.errors import ArtifactError
 from bnn_compiler.linker import Linker, find_linker, link_shared
+from bnn_compiler.passes.drop_derived_checks import DropDerivedChecks
 from bnn_compiler.passes.lift_derived_constants import FUNCTION as DERIVATION
 from bnn_compiler.passes.lift_derived_constants import derived_of
 from bnn_compiler.passes.relax_buffer_alignment import RelaxBufferAlignment
@@ -49,6 +50,7 @@ def build_passes() -> tvm.transform.Sequential:
             relax.transform.LowerRuntimeBuiltin(),
             relax.transform.ComputePrimValue(),
             relax.transform.VMShapeLower(),
+            DropDerivedChecks(),
             relax.transform.AttachGlobalSymbol(),
         ],
         name="bnnc.build",

@@ -117,6 +117,21 @@ def test_inspect_tells_the_same_of_model_and_library(bnnc: Bnnc, digits: Path, l
     assert all(line == line.rstrip() for line in text.splitlines())
 
 
+def test_inspect_states_bytes_and_weights_that_differ(bnnc: Bnnc, digits: Path) -> None:
+    (layer, other) = [
+        layer
+        for layer in json.loads(bnnc("inspect", digits, "--json", "--algorithm", "bitsliced").out)["layers"]
+        if layer["algorithm"] == "bitsliced"
+    ]
+    tree = layer["choice"]["tree"]
+    numbers = [36864, tree["differing_weights"], 64, tree["nodes"], layer["weight_bytes"], layer["resident_bytes"]]
+    lines = bnnc("inspect", digits, "--algorithm", "bitsliced").out.split("channel trees")[1].splitlines()
+    assert lines[1].split() == [layer["name"], *(f"{number:,}" for number in numbers)]
+    total = layer["resident_bytes"] + other["resident_bytes"]
+    assert lines[3].split()[0] == "all" and lines[3].split()[-1] == f"{total:,}"
+    assert "channel trees" not in bnnc("inspect", digits, "--algorithm", "popcount").out
+
+
 def test_run(bnnc: Bnnc, library: Path, image: Path, tmp_path: Path) -> None:
     outcome = bnnc("run", library, "--input", image, "--output", "scores", "--repeat", "3")
     assert outcome.status == 0 and "3 runs: minimum" in outcome.out and "float32  1×10" in outcome.out
