@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tvm import relax
 from bnn_compiler.composites import binary_composites
 from bnn_compiler.errors import TargetError
 from bnn_compiler.frontend import import_onnx
+from bnn_compiler.kernel_choice import ChoiceOptions
 from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.passes import CompileBinaryOps, FoldBatchNorm, LowerBinaryOps, PartitionBinaryOps
 from bnn_compiler.target import parse_target
@@ -95,3 +97,21 @@ def test_a_target_is_needed(small_model: ModelFinder) -> None:
     partitioned = applied(import_onnx(small_model("base_sign_conv")).module, PartitionBinaryOps())
     with pytest.raises(TargetError, match="with target"):
         applied(partitioned, LowerBinaryOps())
+
+
+def test_derived_constants_are_stored_where_nobody_derives_them(digits: Path) -> None:
+    """Any pipeline of TVM's runs the module: the tables are constants, unless the caller lifts their derivation."""
+    imported = import_onnx(digits)
+    target = parse_target("native").tvm_target
+    stored = applied(imported.module, CompileBinaryOps(target, algorithm="bitsliced"))
+    assert "expand_program" not in {variable.name_hint for variable in stored.functions}
+    options = ChoiceOptions("bitsliced")
+    partitioned = applied(imported.module, FoldBatchNorm(), PartitionBinaryOps(algorithm="bitsliced"))
+    derived = applied(partitioned, LowerBinaryOps(target, options, derive=True))
+    x = np.random.default_rng(0).random(imported.inputs[0].shape).astype(np.float32)
+    outputs = []
+    for module in (stored, derived):
+        with target:
+            executable = relax.build(module, target=target)
+        outputs.append(relax.VirtualMachine(executable, tvm.cpu())["main"](tvm.runtime.tensor(x)).numpy())
+    np.testing.assert_array_equal(outputs[0], outputs[1])
