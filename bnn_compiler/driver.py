@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -17,7 +18,7 @@ import tvm
 from bnn_compiler.bitsliced_layer import TreePlanning
 from bnn_compiler.build import build_library
 from bnn_compiler.compiled_network import CompiledNetwork
-from bnn_compiler.errors import UsageError
+from bnn_compiler.errors import ModelError, OpenShapeError, UsageError
 from bnn_compiler.frontend import ImportedModel, import_onnx
 from bnn_compiler.frontend.model_file import load_model
 from bnn_compiler.kernel_choice import ChoiceOptions
@@ -33,6 +34,9 @@ from bnn_compiler.verify import verify_model
 
 Progress = Callable[[str, float], None]
 ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+INSPECTED_SIZES = (224, 32, 28, 8)
+"""Of images: ImageNet's, CIFAR's, MNIST's, and a small one."""
 
 _CHOICES = {"algorithm": ("auto", "popcount", "bitsliced", "float"), "sign_zero": ("plus", "exact")}
 
@@ -112,18 +116,32 @@ def inspect_model(
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """The report of a model, layer by layer, without generating code."""
+    """The report of a model, layer by layer, without generating code.
+
+    What is binary seldom depends on an image's size, so dimensions that the model and ``input_shapes`` leave open are
+    taken as the first of ``INSPECTED_SIZES`` that fits the model, with a note in the report.
+    """
     options = _options(target, algorithm, sign_zero, max_depth, input_shapes, verify=False, dump_dir=None)
     checked = parse_target(options.target)
     if progress is not None:
         progress("reading the model", 0.0)
-    imported = import_onnx(model, input_shapes=options.input_shapes)
+    imported = _import_for_inspection(model, options.input_shapes)
     todo = phases(checked.tvm_target, choice=_choice(options), sign_zero=options.sign_zero)
     with checked.tvm_target:
         # What comes after lowering changes nothing that the report says.
         lowering = next(index for index, phase in enumerate(todo) if phase.name == "lower")
         module = run_phases(imported.module, todo[: lowering + 1], progress=progress)
     return _report(imported, checked, module)
+
+
+def _import_for_inspection(model: ModelSource, input_shapes: Mapping[str, tuple[int, ...]]) -> ImportedModel:
+    try:
+        return import_onnx(model, input_shapes=input_shapes)
+    except OpenShapeError as error:
+        for size in INSPECTED_SIZES:
+            with contextlib.suppress(ModelError, OpenShapeError):
+                return import_onnx(model, input_shapes=input_shapes, open_dimension=size)
+        raise error
 
 
 def _choice(options: CompileOptions) -> ChoiceOptions:

@@ -34,6 +34,10 @@ class UsageError(BnncError):
     exit_status = 2
 
 
+class OpenShapeError(UsageError):
+    """The model leaves a dimension open that no option gives."""
+
+
 class FeedError(BnncError):
     """Arrays handed to ``run`` do not fit the model's inputs (name, shape, dtype)."""
 

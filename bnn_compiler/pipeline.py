@@ -13,6 +13,7 @@ from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.options import SignZero
 from bnn_compiler.passes import (
     ExposeActivationBits,
+    FlattenConv3d,
     FoldBatchNorm,
     LiftDerivedConstants,
     LowerBinaryOps,
@@ -41,7 +42,8 @@ def phases(
     """The phases between the front end and code generation; the lowered layers are appended to ``layers``."""
     return (
         # Batch-norm becomes multiply-add, so that later phases see one spelling of a per-channel affine map.
-        Phase("normalise", (FoldBatchNorm(),)),
+        # A 3-D convolution becomes a 2-D one, for which there are kernels.
+        Phase("normalise", (FoldBatchNorm(), FlattenConv3d())),
         # Binary layers become composites that still carry their float semantics; all others get a reason.
         Phase("partition", (PartitionBinaryOps(algorithm=choice.algorithm, sign_zero=sign_zero),)),
         # Composites become calls of kernels, popcount or bit-sliced along a channel tree. Each layer is also a

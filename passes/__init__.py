@@ -6,6 +6,7 @@ from bnn_compiler.errors import BnncError
 
 from .compile_binary_ops import CompileBinaryOps
 from .expose_activation_bits import ExposeActivationBits
+from .flatten_conv3d import FlattenConv3d
 from .float_pipeline import float_pipeline
 from .fold_batch_norm import FoldBatchNorm
 from .lift_derived_constants import LiftDerivedConstants
@@ -18,6 +19,7 @@ from .schedule_float_kernels import ScheduleFloatKernels
 __all__ = [
     "CompileBinaryOps",
     "ExposeActivationBits",
+    "FlattenConv3d",
     "FoldBatchNorm",
     "LiftDerivedConstants",
     "LowerBinaryOps",

@@ -15,6 +15,7 @@ from bnn_compiler.kernel_choice import ChoiceOptions
 from bnn_compiler.options import Algorithm, SignZero
 from bnn_compiler.target import target_in_scope
 
+from .flatten_conv3d import FlattenConv3d
 from .float_pipeline import float_pipeline
 from .fold_batch_norm import FoldBatchNorm
 from .lower_binary_ops import LowerBinaryOps
@@ -23,7 +24,7 @@ from .partition_binary_ops import PartitionBinaryOps
 
 @tvm.transform.module_pass(opt_level=0, name="CompileBinaryOps")
 class CompileBinaryOps:
-    """FoldBatchNorm, PartitionBinaryOps, LowerBinaryOps and, if asked for, the float pipeline, for one target."""
+    """What ``bnn_compiler.pipeline`` lists, for one target; the float pipeline only if asked for."""
 
     def __init__(
         self,
@@ -41,7 +42,12 @@ class CompileBinaryOps:
     def transform_module(self, module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Compile the binary layers of ``main``; the report is the module attribute ``bnnc.layers``."""
         target = target_in_scope(self._target)
-        passes = [FoldBatchNorm(), self._partition, LowerBinaryOps(target, ChoiceOptions(self._algorithm))]
+        passes = [
+            FoldBatchNorm(),
+            FlattenConv3d(),
+            self._partition,
+            LowerBinaryOps(target, ChoiceOptions(self._algorithm)),
+        ]
         if self._optimize_float:
             passes += float_pipeline(target)
         return tvm.transform.Sequential(passes)(module)

@@ -23,7 +23,12 @@ from .relax_importer import import_graph
 _NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 
 
-def import_onnx(model: Source, *, input_shapes: Mapping[str, tuple[int, ...]] = _NO_SHAPES) -> ImportedModel:
+def import_onnx(
+    model: Source,
+    *,
+    input_shapes: Mapping[str, tuple[int, ...]] = _NO_SHAPES,
+    open_dimension: int | None = None,
+) -> ImportedModel:
     """Check, normalise and import an ONNX model.
 
     Args:
@@ -31,30 +36,34 @@ def import_onnx(model: Source, *, input_shapes: Mapping[str, tuple[int, ...]] = 
             not changed.
         input_shapes: a shape for each input whose dimensions the file leaves open. An open first dimension that is not
             given here is 1.
+        open_dimension: what any other open dimension is taken as, with a note; ``None`` refuses them.
 
     Raises:
         ModelError: the model is unreadable, invalid, contradicts itself or does not fit into memory.
         UnsupportedOperatorError: an operator, or a form of one, cannot be compiled; the message names its node.
         UsageError: ``input_shapes`` does not fit the model.
+        OpenShapeError: a dimension is left open.
 
     Every message is one line and starts with the model's name.
     """
     label = source_name(model)
     try:
-        return _import(model, input_shapes, PurePath(label).stem or label)
+        return _import(model, input_shapes, open_dimension, PurePath(label).stem or label)
     except BnncError as error:
         raise type(error)(_one_line(f"{label}: {error}")) from error
     except MemoryError as error:
         raise ModelError(f"{_one_line(label)}: there is not enough memory to import the model") from error
 
 
-def _import(source: Source, input_shapes: Mapping[str, tuple[int, ...]], name: str) -> ImportedModel:
+def _import(
+    source: Source, input_shapes: Mapping[str, tuple[int, ...]], open_dimension: int | None, name: str
+) -> ImportedModel:
     model = load_model(source)
     opset = standard_opset(model)
     model = inline_local_functions(model, opset)
     notes = ["the nodes were not in order, and have been sorted"] if check_graph(model) else []
     notes += widen_half_precision(model)
-    choices = normalise(model, opset, input_shapes)
+    choices = normalise(model, opset, input_shapes, open_dimension)
     return ImportedModel(
         name=name,
         module=import_graph(model, opset),

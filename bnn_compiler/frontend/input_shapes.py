@@ -5,7 +5,7 @@ Rules, in this order, for every dimension:
 1. a shape given by the user counts; where the file has a number, both must agree;
 2. a symbol (``batch``, ``H``) that got a number anywhere has it everywhere;
 3. an open first dimension is the batch: 1, with a note;
-4. any other open dimension is an error that shows the option to write.
+4. any other open dimension is what the caller proposes, with a note, or else an error that shows the option to write.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import onnx
 from onnx import ValueInfoProto
 
-from bnn_compiler.errors import ModelError, UsageError
+from bnn_compiler.errors import ModelError, OpenShapeError, UsageError
 
 from .onnx_graph import MAX_RANK
 
@@ -23,11 +23,16 @@ _Dimensions = list[int | str | None]
 """A number, the name of a symbol, or nothing known."""
 
 
-def fix_input_shapes(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def fix_input_shapes(
+    model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]], open_dimension: int | None = None
+) -> list[str]:
     """Write a number into every dimension of every graph input, in place; the notes for the user.
 
+    ``open_dimension`` is the caller's proposal of rule 4.
+
     Raises:
-        UsageError: ``input_shapes`` names an unknown input, contradicts the file, or a dimension is left open.
+        UsageError: ``input_shapes`` names an unknown input or contradicts the file.
+        OpenShapeError: a dimension is left open.
         ModelError: an input has a zero dimension or too many of them.
     """
     inputs = {info.name: info for info in model.graph.input}
@@ -51,8 +56,15 @@ def fix_input_shapes(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[in
             )
     for name, dimensions in declared.items():
         _substitute(dimensions, symbols)
+        if open_dimension is not None and any(not isinstance(dimension, int) for dimension in dimensions):
+            shown, example = _show(dimensions), _example(dimensions, "1")
+            dimensions[:] = [size if isinstance(size, int) else open_dimension for size in dimensions]
+            notes.append(
+                f"the open dimensions of input {name!r}, {shown}, are taken as {open_dimension}: "
+                f"--input-shape {name}={example} chooses others"
+            )
         if any(not isinstance(dimension, int) for dimension in dimensions):
-            raise UsageError(
+            raise OpenShapeError(
                 f"input {name!r} has the shape {_show(dimensions)}, and every dimension must be known: "
                 f"give it with --input-shape {name}={_example(dimensions, '1')}"
             )
@@ -65,7 +77,7 @@ def _declared(info: ValueInfoProto, given: tuple[int, ...] | None) -> _Dimension
     tensor_type = info.type.tensor_type
     if not tensor_type.HasField("shape"):
         if given is None:
-            raise UsageError(
+            raise OpenShapeError(
                 f"input {info.name!r} has no shape in the file: give it with --input-shape {info.name}=1,..."
             )
         return [None] * len(given)

@@ -39,18 +39,24 @@ MAX_VISITS = 1_000_000
 have at most one per layer, and they have thousands of nodes."""
 
 
-def normalise(model: onnx.ModelProto, opset: int, input_shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def normalise(
+    model: onnx.ModelProto,
+    opset: int,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    open_dimension: int | None = None,
+) -> list[str]:
     """Normalise a model of the standard operator set ``opset`` in place; notes for the user.
 
     Raises:
-        UsageError: ``input_shapes`` does not fit the model, or leaves a dimension open.
+        UsageError: ``input_shapes`` does not fit the model.
+        OpenShapeError: a dimension is left open, and ``open_dimension`` is not given.
         UnsupportedOperatorError: a shape is not known before run time, or branches differ in shape.
         ModelError: shapes or operands contradict each other, a weight is damaged, or the tensors do not fit into
             memory.
     """
     _drop_listed_initializers(model)  # 1
     dense_initializers(model)  # 2
-    notes = fix_input_shapes(model, input_shapes)  # 3
+    notes = fix_input_shapes(model, input_shapes, open_dimension)  # 3
     name_nodes(model)  # branches are named after their If
     _settle(model, opset)
     while select_branches(model):  # a branch may hold another

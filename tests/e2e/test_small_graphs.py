@@ -20,8 +20,8 @@ EXACT = [
     "int_threshold_tie", "int_threshold_tie_gt", "flipped_where", "where_asym", "sign_identity_transpose",
     "two_outputs", "sign_to_float_op", "maxpool_of_sign", "concat_signs", "add_signs", "gemm_transB", "gemm_noT",
     "matmul_weight_left", "constant_node_weight", "sparse_constant_weight", "init_also_input", "external_ok",
-    "dyn_batch", "weights_transposed", "weights_int8_cast", "one_zero_weight", "one_zero_channel", "ternary_weights",
-    "negative_zero_weight", "unfolded_zero_latent", "div_abs", "conv3d",
+    "dyn_batch", "conv3d", "lstm_like_einsum", "weights_transposed", "weights_int8_cast", "one_zero_weight",
+    "one_zero_channel", "ternary_weights", "negative_zero_weight", "unfolded_zero_latent", "div_abs", "conv3d",
 ]  # fmt: skip
 # Graphs with α or float activations: sums of rounded floats, in ONNX Runtime's order or ours.
 ROUNDED = [
@@ -31,8 +31,10 @@ ROUNDED = [
 ]  # fmt: skip
 
 
-def run_recorded(path: Path, algorithm: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    compiled = bnn_compiler.compile_model(path, algorithm=algorithm)
+def run_recorded(
+    path: Path, algorithm: str, input_shapes: dict[str, tuple[int, ...]] | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    compiled = bnn_compiler.compile_model(path, algorithm=algorithm, input_shapes=input_shapes)
     verification = compiled.report["verification"]
     assert verification is not None
     assert verification["passed"]
@@ -48,6 +50,12 @@ def run_recorded(path: Path, algorithm: str) -> list[tuple[np.ndarray, np.ndarra
 @pytest.mark.parametrize("name", EXACT)
 def test_exact(name: str, small_model: ModelFinder) -> None:
     for actual, expected in run_recorded(small_model(name), "auto"):
+        np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", ["dyn_hw", "dyn_all_gap"])
+def test_open_height_and_width(name: str, small_model: ModelFinder) -> None:
+    for actual, expected in run_recorded(small_model(name), "auto", {"input": (1, 16, 8, 8)}):
         np.testing.assert_array_equal(actual, expected)
 
 

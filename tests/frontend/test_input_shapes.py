@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import onnx
 import pytest
 
-from bnn_compiler.errors import ModelError, UsageError
+import bnn_compiler
+from bnn_compiler.errors import ModelError, OpenShapeError, UsageError
 from bnn_compiler.frontend import import_onnx
 
 from .onnx_text import parse
@@ -97,3 +99,32 @@ def test_absurd_ranks() -> None:
 
 def test_scalars_have_rank_zero() -> None:
     assert import_onnx(parse("g (float x) => (float y) { y = Relu(x) }")).inputs[0].shape == ()
+
+
+def _open_model(features: int) -> onnx.ModelProto:
+    """A dense layer on images of any size that has so many pixels."""
+    weights = ", ".join(["1", "-1"] * features)
+    return parse(
+        f"""g (float[N,1,H,W] x) => (float[A,B] y) <float[{features},2] w = {{{weights}}}> {{
+        f = Flatten(x) y = MatMul(f, w) }}"""
+    )
+
+
+def test_a_proposed_size_counts_where_nothing_else_is_known() -> None:
+    imported = import_onnx(_open_model(9), open_dimension=3)
+    assert imported.inputs[0].shape == (1, 1, 3, 3)
+    expected = (
+        "the open dimensions of input 'x', [1, 1, H, W], are taken as 3: --input-shape x=1,1,...,... chooses others"
+    )
+    assert expected in imported.notes
+    given = import_onnx(_open_model(9), input_shapes={"x": (1, 1, 1, 9)}, open_dimension=3)
+    assert given.inputs[0].shape == (1, 1, 1, 9)
+
+
+def test_inspection_finds_a_size_that_fits() -> None:
+    report = bnn_compiler.inspect_model(_open_model(64))
+    assert any("taken as 8: --input-shape" in note["detail"] for note in report["notes"])
+    with pytest.raises(OpenShapeError, match="--input-shape x="):
+        bnn_compiler.compile_model(_open_model(64))
+    with pytest.raises(OpenShapeError, match="--input-shape x="):  # 9 values are no square of a usual size
+        bnn_compiler.inspect_model(_open_model(9))

@@ -1,0 +1,150 @@
+"""A 3-D convolution becomes a 2-D one over images whose channels are (channel, depth tap) pairs.
+
+For output depth o, the taps of the kernel along depth read the input depths o·s + k·d − p, k = 0 … kd − 1. Gathered
+beside the channels, they make one image per (batch, o):
+
+    [N, C, D, H, W] -> take over depth -> [N, C, Do·kd, H, W] -> [N·Do, C·kd, H, W] -> conv2d with [O, C·kd, kh, kw]
+
+The weight is the same array read in another shape, and groups stay together, because a channel's taps are neighbours.
+
+Padding along depth is a frame of zeros. A bit has no zero, so where the layer is binary (activations ±a, weights ±α)
+the frames hold +a, and what they add to the result, a constant of its output position, is subtracted: integers times
+a·α, exact where those are powers of two.
+
+Conditions: (1) ``nn.conv3d`` in NCDHW/OIDHW with static shapes and floating-point data; (2) a constant weight.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import Call
+
+from bnn_compiler.binary_weights import BinaryWeights, analyse_weights
+from bnn_compiler.constants import Array, dtype_of, op_name, static_shape
+from bnn_compiler.value_sets import ValueSet, ValueSetAnalysis
+
+from .partition_binary_ops import NAMES_ATTR
+
+
+@tvm.transform.module_pass(opt_level=0, name="FlattenConv3d")
+class FlattenConv3d:
+    """Rewrite 3-D convolutions as 2-D ones; see the module's docstring."""
+
+    def transform_module(self, module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+        """Apply to ``main``, and give the names of a rewritten convolution to what takes its place."""
+        main = module["main"]
+        bindings = {b.var: b.value for block in main.body.blocks for b in block.bindings}
+        if not any(op_name(value) == "relax.nn.conv3d" for value in bindings.values()):
+            return module
+        attributes = dict(module.attrs.items()) if module.attrs else {}
+        names = json.loads(str(attributes[NAMES_ATTR])) if NAMES_ATTR in attributes else {}
+        flattener = _Flattener(module, ValueSetAnalysis(bindings), names)
+        flattener.builder_.update_func(module.get_global_var("main"), flattener.visit_expr(main))
+        if names:
+            attributes[NAMES_ATTR] = json.dumps(names)
+        return tvm.IRModule(flattener.builder_.get().functions, attrs=attributes)
+
+
+@relax.expr_functor.mutator
+class _Flattener(relax.PyExprMutator):  # type: ignore[misc]
+    def __init__(self, module: tvm.IRModule, analysis: ValueSetAnalysis, names: dict[str, Any]) -> None:
+        super().__init__(module)
+        self._analysis = analysis
+        self._names = names
+
+    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+        """Rewrite one convolution, or copy the binding."""
+        call = binding.value
+        weights = self._analysis.constants.value(call.args[1]) if op_name(call) == "relax.nn.conv3d" else None
+        if weights is None or not _is_supported(call):
+            super().visit_var_binding_(binding)
+            return
+        result = self._flatten(call, weights, str(binding.var.name))
+        emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
+        self.set_var_remap(binding.var, emit(result, binding.var.name))
+
+    def _flatten(self, call: Call, weights: Array, name: str) -> Any:
+        strides, dilations, pads = (
+            [int(size) for size in sizes] for sizes in (call.attrs.strides, call.attrs.dilation, call.attrs.padding)
+        )
+        batch, channels, depth, height, width = static_shape(call.args[0]) or ()
+        out_channels, _, taps = weights.shape[:3]
+        _, _, out_depth, out_height, out_width = static_shape(call) or ()
+        fill = _frame_value(self._analysis.of(call.args[0]), weights) if pads[0] or pads[3] else 0.0
+        data = self.visit_expr(call.args[0])
+        if pads[0] or pads[3]:
+            data = self.builder_.emit(
+                relax.op.nn.pad(data, [0, 0, 0, 0, pads[0], pads[3], 0, 0, 0, 0], "constant", fill)
+            )
+        read = np.arange(out_depth)[:, None] * strides[0] + np.arange(taps) * dilations[0]
+        if not np.array_equal(read.reshape(-1), np.arange(depth + pads[0] + pads[3])):
+            indices = relax.const(read.reshape(-1).astype(np.int64), "int64")
+            data = self.builder_.emit(relax.op.take(data, indices, axis=2, mode="clip"))
+        data = self.builder_.emit(relax.op.reshape(data, (batch, channels, out_depth, taps, height, width)))
+        data = self.builder_.emit(relax.op.permute_dims(data, [0, 2, 1, 3, 4, 5]))
+        data = self.builder_.emit(relax.op.reshape(data, (batch * out_depth, channels * taps, height, width)))
+        kernel = weights.reshape(out_channels, -1, *weights.shape[3:])
+        product = self.builder_.emit(
+            relax.op.nn.conv2d(
+                data,
+                relax.const(np.ascontiguousarray(kernel), str(kernel.dtype)),
+                strides=strides[1:],
+                padding=[pads[1], pads[2], pads[4], pads[5]],
+                dilation=dilations[1:],
+                groups=int(call.attrs.groups),
+            ),
+            f"{name}_conv2d",
+        )
+        if name in self._names:
+            self._names[str(product.name)] = {**self._names[name], "output": None}
+        result = self.builder_.emit(relax.op.reshape(product, (batch, out_depth, out_channels, out_height, out_width)))
+        result = relax.op.permute_dims(result, [0, 2, 1, 3, 4])
+        if not fill:
+            return result
+        outside = (read < pads[0]) | (read >= pads[0] + depth)
+        excess = _frame_excess(weights, outside, (height, width), (out_height, out_width), strides, dilations, pads)
+        constant = relax.const((fill * excess).astype(weights.dtype), str(weights.dtype))
+        return relax.op.subtract(self.builder_.emit(result), constant)
+
+
+def _is_supported(call: Call) -> bool:
+    """Condition 1."""
+    layouts = str(call.attrs.data_layout), str(call.attrs.kernel_layout)
+    known = static_shape(call) is not None and static_shape(call.args[0]) is not None
+    return known and layouts == ("NCDHW", "OIDHW") and dtype_of(call).startswith("float")
+
+
+def _frame_value(known: ValueSet | None, weights: Array) -> float:
+    """+a for a binary layer, else 0."""
+    if known is None or not isinstance(analyse_weights(weights), BinaryWeights):
+        return 0.0
+    values = sorted(known.values)
+    bipolar = len(values) == 2 or (len(values) == 3 and values[1] == 0 and known.soft_zero)
+    return values[-1] if bipolar and values[0] == -values[-1] else 0.0
+
+
+def _frame_excess(
+    weights: Array,
+    outside: Array,
+    extent: tuple[int, int],
+    out_extent: tuple[int, int],
+    strides: list[int],
+    dilations: list[int],
+    pads: list[int],
+) -> Array:
+    """float64[1, O, Do, Ho, Wo]: the convolution of frames of ones where ``outside`` (Do, kd) and zeros elsewhere."""
+    per_tap = weights.astype(np.float64).sum(axis=1)  # [O, kd, kh, kw]
+    image = np.pad(np.ones(extent), [(pads[1], pads[4]), (pads[2], pads[5])])
+    response = np.zeros((*per_tap.shape[:2], *out_extent))
+    for y in range(per_tap.shape[2]):
+        for x in range(per_tap.shape[3]):
+            top, left = y * dilations[1], x * dilations[2]
+            rows = image[top : top + (out_extent[0] - 1) * strides[1] + 1 : strides[1]]
+            seen = rows[:, left : left + (out_extent[1] - 1) * strides[2] + 1 : strides[2]]
+            response += per_tap[:, :, y, x, None, None] * seen
+    return np.asarray(np.einsum("dk,okhw->odhw", outside.astype(np.float64), response)[None])
