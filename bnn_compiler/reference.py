@@ -82,12 +82,13 @@ def take_zero_as_plus_one(model: ModelProto, tensors: Collection[str]) -> ModelP
         if node.op_type == "Sign" and node.input[0] in tensors:
             prefix = f"bnnc_sign_zero_{index}"
             source = node.input[0]
-            zero, tiny, test, nonzero = (f"{prefix}_{what}" for what in ("zero", "tiny", "test", "value"))
-            copy.graph.initializer.append(helper.make_tensor(zero, TensorProto.FLOAT, [], [0.0]))
+            tiny, nonzero, test, chosen = (f"{prefix}_{what}" for what in ("tiny", "nonzero", "test", "value"))
             copy.graph.initializer.append(helper.make_tensor(tiny, TensorProto.FLOAT, [], [_TINY]))
-            nodes.append(helper.make_node("Equal", [source, zero], [test], name=test))
-            nodes.append(helper.make_node("Where", [test, tiny, source], [nonzero], name=nonzero))
-            node.input[0] = nonzero
+            # Every operator set can cast to bool, but only those from 11 on compare floats for equality.
+            nodes.append(helper.make_node("Cast", [source], [nonzero], name=nonzero, to=TensorProto.BOOL))
+            nodes.append(helper.make_node("Not", [nonzero], [test], name=test))
+            nodes.append(helper.make_node("Where", [test, tiny, source], [chosen], name=chosen))
+            node.input[0] = chosen
         nodes.append(node)
     rewritten = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del copy.graph.node[:]

@@ -21,7 +21,7 @@ EXACT = [
     "two_outputs", "sign_to_float_op", "maxpool_of_sign", "concat_signs", "add_signs", "gemm_transB", "gemm_noT",
     "matmul_weight_left", "constant_node_weight", "sparse_constant_weight", "init_also_input", "external_ok",
     "dyn_batch", "conv3d", "lstm_like_einsum", "weights_transposed", "weights_int8_cast", "one_zero_weight",
-    "one_zero_channel", "ternary_weights", "negative_zero_weight", "unfolded_zero_latent", "div_abs", "conv3d",
+    "one_zero_channel", "ternary_weights", "negative_zero_weight", "unfolded_zero_latent", "div_abs",
 ]  # fmt: skip
 # Graphs with α or float activations: sums of rounded floats, in ONNX Runtime's order or ours.
 ROUNDED = [
