@@ -1,8 +1,9 @@
 """Conversions of single operators that are made here, and not by TVM's converters.
 
 ``Pad`` and ``Clip`` stay one Relax call each, which patterns can see; TVM's converters lower them to ``call_tir`` at
-once. ``Gemm`` keeps a constant weight and bias plain constants. What a converter creates around a constant to change
-its layout (a bias reshaped for broadcasting, a weight transposed) is evaluated on the spot by :func:`fold_layout`.
+once. ``Gemm`` keeps a constant weight and bias plain constants. ``Split`` becomes slices, each of one tensor alone.
+What a converter creates around a constant to change its layout (a bias reshaped for broadcasting, a weight transposed)
+is evaluated on the spot by :func:`fold_layout`.
 
 A NaN input: ``R.clip`` gives the upper bound, where ONNX Runtime gives NaN. TVM's lowerings of ``Relu``, ``Max`` and
 ``Sign`` do not keep NaN either.
@@ -93,7 +94,26 @@ def _convert_gemm(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -
     return relax.op.add(product, constant(np.asarray(bias * bias.dtype.type(attributes.get("beta", 1.0)))))
 
 
-OWN_CONVERTERS = {"Pad": _convert_pad, "Clip": _convert_clip, "Gemm": _convert_gemm}
+def _convert_split(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -> Any:
+    """``Split`` as one slice per part, each a part of one tensor's values on its own."""
+    data, given = inputs[0], _constant_array(inputs[1])
+    if inputs[1] is not None and given is None:
+        return None
+    axis, parts = int(attributes.get("axis", 0)), int(attributes["tvm_custom"]["num_outputs"])
+    extent = int(data.ty.shape.values[axis])
+    sizes = list(attributes.get("split", ())) if given is None else given.reshape(-1).tolist()
+    if not sizes:  # equal parts, the last one smaller if need be
+        ends = [min((index + 1) * -(-extent // parts), extent) for index in range(parts)]
+    else:
+        ends = np.cumsum(sizes).tolist()
+    if len(ends) != parts or ends[-1] != extent:
+        return None
+    begins = [0, *ends[:-1]]
+    slices = [relax.op.strided_slice(data, [axis], [b], [e]) for b, e in zip(begins, ends, strict=True)]
+    return relax.Tuple(slices)
+
+
+OWN_CONVERTERS = {"Clip": _convert_clip, "Gemm": _convert_gemm, "Pad": _convert_pad, "Split": _convert_split}
 """Each gives ``None`` where the form is left to TVM's converter."""
 
 

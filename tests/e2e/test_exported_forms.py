@@ -33,8 +33,8 @@ def _check(model: onnx.ModelProto, feeds: dict[str, Array], statuses: list[str],
     assert [layer["status"] for layer in compiled.report["layers"]] == statuses
     found = compiled.run(feeds)
     for output, expected in zip(model.graph.output, run_onnx(model, feeds), strict=True):
-        # Where floats are summed: at most 144 products of values around 1, in another order.
-        tolerance = 0 if exact else 2e-5
+        # Where floats are summed: at most 144 products of values up to 4, in another order: 144 * 4 * 2^-24.
+        tolerance = 0 if exact else 4e-5
         np.testing.assert_allclose(found[output.name], expected, rtol=0, atol=tolerance)
 
 
@@ -59,8 +59,8 @@ FORMS: dict[str, tuple[str, dict[str, Any], int]] = {
         {"w": KERNEL}, 17
     ),
     "half of a split": (
-        f"(float[1,32,8,8] x) => (float[1,8,8,8] y) {{ a = Sign(x) b, s = Split<axis = 1, num_outputs = 2>(a) {CONV} }}",
-        {"w": KERNEL}, 18
+        f"(float[1,32,8,8] x) => (float[1,8,8,8] y) {{ a = Sign(x) b, s = Split<axis = 1>(a, k) {CONV} }}",
+        {"w": KERNEL, "k": [16, 16]}, 17
     ),
     "a clip with attributes": (
         f"(float[1,16,8,8] x) => (float[1,8,8,8] y) {{ c = Clip<min = -1.0, max = 1.0>(x) s = Sign(c) {CONV} }}",
@@ -158,5 +158,6 @@ def test_batch_norm_in_double_precision_keeps_its_type() -> None:
     compiled = bnn_compiler.compile_model(model)
     data = IMAGE.astype(np.float64)
     [expected] = run_onnx(model, {"x": data})
-    # Float64 has 1e-16: float32 constants would leave errors of 1e-7.
-    np.testing.assert_allclose(compiled.run({"x": data})["y"], expected, rtol=0, atol=1e-14)
+    # Constants in float32 would leave errors of 1e-7. What is left is epsilon: its default is 1e-5 in float64 here, and
+    # the nearest float32 there, a difference of 2.5e-13.
+    np.testing.assert_allclose(compiled.run({"x": data})["y"], expected, rtol=0, atol=1e-11)
