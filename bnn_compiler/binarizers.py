@@ -14,6 +14,7 @@ themselves; one that the model leaves undefined at the threshold (``undefined``,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -76,6 +77,8 @@ def plan_binarizer(activation: relax.Expr, known: ValueSet | None, sign_zero: Si
     """How ``activation`` can be packed, or why it cannot be."""
     if known is None or not isinstance(activation, Var):
         return NotBinary("activations_float", "the activation may hold any float")
+    if not all(math.isfinite(value) for value in known.values):
+        return NotBinary("activations_not_two_valued", "the activation takes infinite or undefined values")
     plan = _plan(activation, known, sign_zero)
     if isinstance(plan, NotBinary) or not known.rounded:
         return plan

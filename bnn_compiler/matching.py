@@ -29,6 +29,7 @@ from bnn_compiler.binary_weights import BinaryWeights, NotBinary, analyse_weight
 from bnn_compiler.code_binarizers import CodePlanner
 from bnn_compiler.code_lattice import fit_codes
 from bnn_compiler.constants import Array, dtype_of, op_name, static_shape
+from bnn_compiler.element_selection import Functions
 from bnn_compiler.layers import BinarySpec, LayerNames, Move
 from bnn_compiler.missing_condition import missing_condition
 from bnn_compiler.monotone_chains import MonotoneChains
@@ -49,9 +50,15 @@ class Match:
 class LayerMatcher:
     """Applies the conditions of the module's docstring to the products of one function."""
 
-    def __init__(self, function: relax.Function, names: Mapping[str, Any], sign_zero: SignZero) -> None:
+    def __init__(
+        self,
+        function: relax.Function,
+        names: Mapping[str, Any],
+        sign_zero: SignZero,
+        functions: Functions | None = None,
+    ) -> None:
         self.bindings = {b.var: b.value for block in function.body.blocks for b in block.bindings}
-        self.analysis = ValueSetAnalysis(self.bindings)
+        self.analysis = ValueSetAnalysis(self.bindings, functions)
         self.uses = _count_uses(function)
         self.readers = _sole_readers(function)
         self._names = names

@@ -12,46 +12,38 @@ from tvm import relax
 from tvm.ir import Call, Var
 
 from bnn_compiler.constants import elementwise_operands, is_elementwise, op_name
+from bnn_compiler.element_selection import selected_operands
 from bnn_compiler.residue import element_wise_chain
-from bnn_compiler.value_sets import MAX_SET_SIZE, MOVES, SUBSETS, ValueSetAnalysis
+from bnn_compiler.value_sets import MAX_SET_SIZE, ValueSetAnalysis
 
 #: The name and operator of a tensor for people: ``'relu_1' (Relu)``.
 Describe = Callable[[Var], str]
-_CONTINUES = MOVES | SUBSETS | {"relax.nn.pad", "relax.concat", "relax.negative", "relax.astype", "relax.where"}
+_CONTINUES = {"relax.nn.pad", "relax.negative", "relax.astype", "relax.where"}
 
 
 def missing_condition(activation: relax.Expr, analysis: ValueSetAnalysis, describe: Describe) -> str:
     """A sentence that names the tensor where the proof that ``activation`` takes few values stops."""
     current = activation
     while isinstance(current, Var):
-        call = analysis.definition(current)
-        if not isinstance(call, Call):
+        definition = analysis.definition(current)
+        if definition is None:
             return f"the input {describe(current)} may hold any float"
-        unknown = _unknown_operands(call, analysis)
-        if op_name(call) in _CONTINUES and unknown:
-            current = unknown[0]
-            continue
-        return _at(current, call, unknown, analysis, describe)
+        selected = selected_operands(definition, analysis.functions)
+        if selected is None and op_name(definition) in _CONTINUES and isinstance(definition, Call):
+            # Of a where, the branches.
+            selected = list(definition.args[1:] if op_name(definition) == "relax.where" else definition.args[:1])
+        unknown = [operand for operand in selected or () if isinstance(operand, Var) and analysis.of(operand) is None]
+        if not unknown:
+            return _at(current, definition, analysis, describe)
+        current = unknown[0]
     return "the activation may hold any float"
 
 
-def _unknown_operands(call: Call, analysis: ValueSetAnalysis) -> list[Var]:
-    """Operands whose values are not known; of a ``where`` its branches only."""
-    match op_name(call):
-        case "relax.concat":
-            operands = list(getattr(call.args[0], "fields", []))
-        case "relax.where":
-            operands = list(call.args[1:])
-        case _:
-            operands = elementwise_operands(call) if is_elementwise(call) else list(call.args[:1])
-    return [operand for operand in operands if isinstance(operand, Var) and analysis.of(operand) is None]
-
-
-def _at(tensor: Var, call: Call, unknown: list[Var], analysis: ValueSetAnalysis, describe: Describe) -> str:
+def _at(tensor: Var, definition: relax.Expr, analysis: ValueSetAnalysis, describe: Describe) -> str:
     where = describe(tensor)
-    if not is_elementwise(call):
+    if not isinstance(definition, Call) or not is_elementwise(definition):
         return f"{where} may hold any float"
-    if not unknown:
+    if all(analysis.of(operand) is not None for operand in elementwise_operands(definition)):
         return f"{where} takes more than {MAX_SET_SIZE} values"
     for entry in element_wise_chain(tensor, None, analysis):
         mixed = _mixed_operand(entry, analysis)

@@ -92,6 +92,8 @@ def _as_function_of(base: Var, result: Var, analysis: ValueSetAnalysis) -> StepF
             if not part.is_point or reaches_value(base, part.where.low, analysis):
                 return None
             undefined = True
+        elif value.point is not None and not np.isfinite(value.point):
+            return None
         elif value.point is not None:
             parts.append(replace(part, value=value.point))
         elif value.constant != 0.0 and value.spread.magnitude <= MAX_RESIDUE * abs(value.constant):

@@ -12,6 +12,7 @@ from tvm.ir import Call, Var
 
 from bnn_compiler.binary_weights import BinaryWeights, analyse_weights
 from bnn_compiler.constants import Array, dtype_of, elementwise_operands, op_name, prim_value, static_shape
+from bnn_compiler.element_selection import selected_operands
 from bnn_compiler.intervals import EVERYTHING, Interval, apply_to_intervals
 
 if TYPE_CHECKING:
@@ -20,19 +21,6 @@ if TYPE_CHECKING:
 _MAX_DEPTH = 32
 # Σ|x·w| up to here is an exact float32 whatever the order of summation.
 _EXACT_FLOAT32 = 1 << 24
-_SUBSETS = {
-    "relax.nn.max_pool1d",
-    "relax.nn.max_pool2d",
-    "relax.nn.max_pool3d",
-    "relax.permute_dims",
-    "relax.reshape",
-    "relax.flatten",
-    "relax.squeeze",
-    "relax.expand_dims",
-    "relax.broadcast_to",
-    "relax.strided_slice",
-    "relax.take",
-}
 _AVERAGES = {
     "relax.nn.avg_pool1d",
     "relax.nn.avg_pool2d",
@@ -54,32 +42,33 @@ class ValueBounds:
         array = self._analysis.constants.value(expr)
         if array is not None:
             return _extremes(array)
-        call = self._analysis.definition(expr)
-        if not isinstance(expr, Var) or not isinstance(call, Call) or depth > _MAX_DEPTH:
+        definition = self._analysis.definition(expr)
+        if not isinstance(expr, Var) or definition is None or depth > _MAX_DEPTH:
             return EVERYTHING
         if expr not in self._known:
             self._known[expr] = EVERYTHING  # bounds the recursion
             known = self._analysis.of(expr)
-            self._known[expr] = _extremes(np.asarray(sorted(known.values))) if known else self._of_call(call, depth)
+            if known is not None:
+                self._known[expr] = _extremes(np.asarray(sorted(known.values)))
+            else:
+                self._known[expr] = self._of_definition(definition, depth)
         return self._known[expr]
 
-    def _of_call(self, call: Call, depth: int) -> Interval:
+    def _of_definition(self, call: relax.Expr, depth: int) -> Interval:
+        selected = selected_operands(call, self._analysis.functions)
+        if selected is not None:
+            return reduce(Interval.hull, (self.of(operand, depth + 1) for operand in selected))
+        if not isinstance(call, Call):
+            return EVERYTHING
         name = op_name(call)
-        if name == "relax.concat":
-            parts = call.args[0]
-            fields = list(parts.fields) if isinstance(parts, relax.Tuple) else []
-            return reduce(Interval.hull, (self.of(field, depth + 1) for field in fields)) if fields else EVERYTHING
         operands = [self.of(arg, depth + 1) for arg in elementwise_operands(call)]
-        if name in _SUBSETS:
-            return operands[0]
         if name in _AVERAGES:
             # A padded window may count zeros; the sum rounds, so only the sign of a bound survives.
             low, high = operands[0]
             return Interval(0.0 if low >= 0 else -math.inf, 0.0 if high <= 0 else math.inf)
         if name == "relax.nn.pad":
             value = float(call.attrs.pad_value)
-            constant = str(getattr(call.attrs, "pad_mode", "constant")) == "constant"
-            return operands[0].hull(Interval(value, value)) if constant else operands[0]
+            return operands[0].hull(Interval(value, value))
         if name == "relax.clip":
             return operands[0].clipped(prim_value(call.args[1]), prim_value(call.args[2]))
         if name == "relax.where":

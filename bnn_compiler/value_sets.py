@@ -27,6 +27,7 @@ from bnn_compiler.constants import (
     op_name,
     static_shape,
 )
+from bnn_compiler.element_selection import Functions, selected_operands
 from bnn_compiler.intervals import apply_to_intervals
 from bnn_compiler.residue import COMPARISONS, find_residue
 from bnn_compiler.step_function import Evaluate, Padding, StepFunction, combine, cut
@@ -34,8 +35,7 @@ from bnn_compiler.value_bounds import ValueBounds, reaches_value
 
 # A set larger than this is no alphabet of a few-bit activation; 16 = 4 bits.
 MAX_SET_SIZE = 16
-MOVES = {"relax.permute_dims", "relax.reshape", "relax.flatten", "relax.expand_dims", "relax.squeeze"}
-SUBSETS = {"relax.nn.max_pool1d", "relax.nn.max_pool2d", "relax.nn.max_pool3d", "relax.strided_slice", "relax.take"}
+_MOVES = {"relax.permute_dims", "relax.reshape", "relax.flatten", "relax.expand_dims", "relax.squeeze"}
 _ROUNDING = {"relax.round", "relax.floor", "relax.ceil"}
 _KEEPS_SOFT_ZERO = {"relax.negative", "relax.multiply", "relax.divide", "relax.astype"}
 
@@ -58,8 +58,9 @@ class ValueSet:
 class ValueSetAnalysis:
     """Value sets of the variables of one Relax function (``bindings``: its variables' definitions)."""
 
-    def __init__(self, bindings: Mapping[Var, relax.Expr]) -> None:
+    def __init__(self, bindings: Mapping[Var, relax.Expr], functions: Functions | None = None) -> None:
         self._bindings = bindings
+        self.functions: Functions = functions or {}
         self.constants = ConstantEvaluator(bindings)
         self.bounds = ValueBounds(self)
         self._known: dict[Var, ValueSet | None] = {}
@@ -73,8 +74,8 @@ class ValueSetAnalysis:
             definition = self._bindings.get(expr)
             if isinstance(definition, Var):
                 self._known[expr] = self.of(definition)
-            elif isinstance(definition, Call):
-                self._known[expr] = self._of_call(definition)
+            elif isinstance(definition, Call | relax.TupleGetItem):
+                self._known[expr] = self._of_definition(definition)
                 if self._known[expr] is None and is_elementwise(definition):
                     residue = find_residue(expr, self)
                     self._known[expr] = ValueSet.of_steps(residue) if residue is not None else None
@@ -94,17 +95,20 @@ class ValueSetAnalysis:
         distinct = frozenset(float(value) for value in np.unique(array)[: MAX_SET_SIZE + 1])
         return ValueSet(distinct) if len(distinct) <= MAX_SET_SIZE else None
 
+    def _of_definition(self, definition: relax.Expr) -> ValueSet | None:
+        known = self._of_call(definition) if isinstance(definition, Call) else None
+        if known is None and (selected := selected_operands(definition, self.functions)) is not None:
+            known = self._union([self.of(operand) for operand in selected])
+        if known is None and dtype_of(definition) == "bool":
+            known = ValueSet(frozenset({0.0, 1.0}))
+        return known
+
     def _of_call(self, call: Call) -> ValueSet | None:
         name = op_name(call)
-        if name in MOVES:
+        if name in _MOVES:
             return self._move(call)
         if name == "relax.nn.pad":
             return self._pad(call)
-        if name in SUBSETS:
-            inner = self.of(call.args[0])
-            return inner and replace(inner, steps=None)
-        if name == "relax.concat":
-            return self._concat(call)
         if is_elementwise(call):
             steps = self._steps(call, name)
             if steps is not None:
@@ -240,10 +244,8 @@ class ValueSetAnalysis:
             return _bounded(values, soft_zero=soft, rounded=inner.rounded)
         return replace(inner, values=values, steps=replace(inner.steps, padding=padding))
 
-    def _concat(self, call: Call) -> ValueSet | None:
-        parts = call.args[0]
-        fields = parts.fields if isinstance(parts, relax.Tuple) else []
-        sets = [self.of(field) for field in fields]
+    def _union(self, sets: Sequence[ValueSet | None]) -> ValueSet | None:
+        """What a selection of elements of tensors with these sets may hold."""
         known = [entry for entry in sets if entry is not None]
         if not known or len(known) < len(sets):
             return None

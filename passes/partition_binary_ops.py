@@ -191,7 +191,7 @@ class PartitionBinaryOps:
     def transform_module(self, module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Partition the function ``main``."""
         main = module["main"]
-        matcher = LayerMatcher(main, _onnx_names(module), self._sign_zero)
+        matcher = LayerMatcher(main, _onnx_names(module), self._sign_zero, dict(module.functions.items()))
         planned = _plan(matcher, self._algorithm)
         partitioner = _Partitioner(module, matcher, planned)
         partitioner.builder_.update_func(module.get_global_var("main"), partitioner.visit_expr(main))
