@@ -9,7 +9,7 @@ An activation is packed as bit = [x predicate threshold], with value ``high`` fo
 - *codes*: the values ``levels``, a few bits per activation (``code_binarizers``).
 
 An activation that holds its values only up to rounding (``rounded``, see ``residue``) is packed as the values
-themselves; one that the model leaves undefined at the threshold (``undefined``, 0/0) takes the value above it there.
+themselves; one that the model leaves undefined at the threshold (``undefined``, 0/0) takes one of the two there.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Binarizer:
         """What a reader of the report should know of a layer with this activation; empty if nothing."""
         remarks = {
             "sign(0) taken as +1": self.zero_taken_as_plus,
-            f"0/0, NaN in the model, taken as {self.high:g}": self.undefined,
+            f"0/0, NaN in the model, taken as {self.low:g} or {self.high:g}": self.undefined,
             f"activations are {self.low:g} and {self.high:g} up to rounding": self.rounded,
         }
         return "; ".join(remark for remark, applies in remarks.items() if applies)
@@ -79,18 +79,18 @@ def plan_binarizer(activation: relax.Expr, known: ValueSet | None, sign_zero: Si
         return NotBinary("activations_float", "the activation may hold any float")
     if not all(math.isfinite(value) for value in known.values):
         return NotBinary("activations_not_two_valued", "the activation takes infinite or undefined values")
+    if known.undefined and sign_zero == "exact":
+        return NotBinary("activations_not_two_valued", "the activation is NaN where its divisor is 0")
     plan = _plan(activation, known, sign_zero)
-    if isinstance(plan, NotBinary) or not known.rounded:
+    if isinstance(plan, NotBinary) or known.is_exact:
         return plan
-    return replace(plan, rounded=True)
+    return replace(plan, rounded=known.rounded, undefined=known.undefined)
 
 
 def _plan(activation: Var, known: ValueSet, sign_zero: SignZero) -> Binarizer | NotBinary:
     if dtype_of(activation) != "float32":
         return NotBinary("unsupported_form", f"activation dtype {dtype_of(activation)}; only float32 is packed")
     steps = known.steps
-    if steps is not None and steps.undefined and sign_zero == "exact":
-        return NotBinary("activations_not_two_valued", "the activation is NaN where its divisor is 0")
     if steps is not None and dtype_of(steps.base) == "float32" and (steps.threshold.size == 1 or not steps.moves):
         plan = _from_steps(steps, sign_zero)
         if plan is not None:
@@ -120,6 +120,8 @@ def _from_steps(steps: StepFunction, sign_zero: SignZero) -> Binarizer | None:
     if alphabet == "unsigned" and high == 0.0:
         low, high = 0.0, low
     flags = [value is not None and float(value) == high for value in (below, equal, above)]
+    if above is None:
+        flags[2] = flags[1] if equal is not None else not flags[0]
     if below is None:
         flags[0] = not flags[2]
     if equal is None:
@@ -129,8 +131,7 @@ def _from_steps(steps: StepFunction, sign_zero: SignZero) -> Binarizer | None:
         return None
     predicate = names[1] if _is(nan, high) else names[0]
     threshold = steps.threshold.astype(np.float32)
-    plan = Binarizer(steps.base, threshold, predicate, low, high, alphabet, steps.moves, steps.padding, assumed)
-    return replace(plan, undefined=steps.undefined)
+    return Binarizer(steps.base, threshold, predicate, low, high, alphabet, steps.moves, steps.padding, assumed)
 
 
 def _from_values(activation: Var, known: ValueSet, sign_zero: SignZero) -> Binarizer | NotBinary:

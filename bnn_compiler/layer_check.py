@@ -33,7 +33,7 @@ import numpy as np
 from .layers import BinaryLayer
 from .reference import Array
 from .report import LayerCheckReport
-from .residue import MAX_RESIDUE
+from .step_function import MAX_RESIDUE
 
 UNIT_ROUNDOFF = 2.0**-24
 RESIDUE = 2.0**-20

@@ -39,7 +39,7 @@ class BinarySpec:
     ``direction`` likewise or None. Activations of more than two values have these as ``levels`` and one more axis in
     front of ``threshold``: level i holds from threshold i − 1 on. ``scale`` and ``bias`` float32[O] or None.
     ``geometry.pads`` is filled with ``ring``, or with ONNX's zeros where that is None. ``rounded``: the model's own
-    activations are these values only up to ``residue.MAX_RESIDUE``.
+    activations are these values only up to ``step_function.MAX_RESIDUE``.
     """
 
     input_shape: tuple[int, ...]

@@ -7,7 +7,6 @@ is not made from x (a constant per channel, the output of another layer) is an u
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +18,7 @@ from bnn_compiler.constants import (
     dtype_of,
     elementwise_operands,
     evaluate_elementwise,
+    is_elementwise,
     op_name,
     prim_value,
     static_shape,
@@ -29,6 +29,8 @@ from bnn_compiler.linear_forms import LinearForm, add, scale
 if TYPE_CHECKING:
     from bnn_compiler.value_sets import ValueSetAnalysis
 
+# Residues are some twenty operators deep.
+_MAX_DEPTH = 64
 _COMPARISONS = {
     "relax.greater": (">", True),
     "relax.greater_equal": (">=", True),
@@ -38,22 +40,16 @@ _COMPARISONS = {
 
 
 class RegionValues:
-    """Values of expressions while ``base`` lies in ``where`` (is that one number, if ``is_point``).
+    """Values of expressions while ``base`` lies in ``where`` (is that one number, if ``is_point``)."""
 
-    Of the variables only those of ``chain`` are evaluated; others are unknown.
-    """
-
-    def __init__(
-        self, analysis: ValueSetAnalysis, base: Var, chain: Sequence[Var], where: Interval, *, is_point: bool
-    ) -> None:
+    def __init__(self, analysis: ValueSetAnalysis, base: Var, where: Interval, *, is_point: bool) -> None:
         dtype = dtype_of(base)
         at_base = LinearForm.of_point(np.asarray(where.low, dtype)) if is_point else LinearForm.of_unknown(base, where)
         self._analysis = analysis
-        self._chain = set(chain)
         self._shape = static_shape(base)
         self._known: dict[Var, LinearForm | None] = {base: at_base}
 
-    def of(self, expr: relax.Expr) -> LinearForm | None:
+    def of(self, expr: relax.Expr, depth: int = 0) -> LinearForm | None:
         """The value of ``expr``, or None where it is unbounded or not one element to one element of the base."""
         constant = self._analysis.constants.value(expr)
         if constant is not None:
@@ -62,15 +58,15 @@ class RegionValues:
             return None
         if expr not in self._known:
             self._known[expr] = None  # bounds the recursion
-            self._known[expr] = self._of_variable(expr)
+            self._known[expr] = self._of_variable(expr, depth)
         return self._known[expr]
 
-    def _of_variable(self, variable: Var) -> LinearForm | None:
+    def _of_variable(self, variable: Var, depth: int) -> LinearForm | None:
         definition = self._analysis.definition(variable)
         if static_shape(variable) != self._shape:
             return None
-        if isinstance(definition, Call) and variable in self._chain:
-            operands = [self.of(operand) for operand in elementwise_operands(definition)]
+        if isinstance(definition, Call) and is_elementwise(definition) and depth < _MAX_DEPTH:
+            operands = [self.of(operand, depth + 1) for operand in elementwise_operands(definition)]
             known = [operand for operand in operands if operand is not None]
             if len(known) == len(operands):
                 with np.errstate(all="ignore"):

@@ -37,15 +37,12 @@ from bnn_compiler.constants import (
     static_shape,
 )
 from bnn_compiler.intervals import Interval
-from bnn_compiler.region_values import RegionValues
-from bnn_compiler.step_function import Region, StepFunction
+from bnn_compiler.step_function import MAX_RESIDUE, Region, StepFunction
 from bnn_compiler.value_bounds import reaches_value
 
 if TYPE_CHECKING:
     from bnn_compiler.value_sets import ValueSetAnalysis
 
-#: Relative; a residue of a few roundings of numbers up to 2 is 4 units of 2^-24 around 1.
-MAX_RESIDUE = 2.0**-20
 COMPARISONS = frozenset(
     f"relax.{name}" for name in ("greater", "greater_equal", "less", "less_equal", "equal", "not_equal")
 )
@@ -55,6 +52,7 @@ _MAX_OPERATORS = 128
 _MAX_BASES = 4
 _MAX_LIMITS = 16
 _LARGEST = 2.0**63
+_NAN = Interval(math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def _as_function_of(base: Var, result: Var, analysis: ValueSetAnalysis) -> StepF
     parts = []
     undefined = False
     for part in _parts(base, limits, analysis):
-        value = RegionValues(analysis, base, chain, part.where, is_point=part.is_point).of(result)
+        value = analysis.in_region(base, part.where, is_point=part.is_point).of(result)
         if value is None:
             return None
         if value.point is not None and np.isnan(value.point):
@@ -100,7 +98,7 @@ def _as_function_of(base: Var, result: Var, analysis: ValueSetAnalysis) -> StepF
             parts.append(replace(part, value=np.asarray(value.constant, dtype_of(result)), rounded=True))
         else:
             return None
-    at_nan = RegionValues(analysis, base, chain, Interval(math.nan, math.nan), is_point=True).of(result)
+    at_nan = analysis.in_region(base, _NAN, is_point=True).of(result)
     nan = np.asarray(math.nan, dtype_of(result)) if at_nan is None or at_nan.point is None else at_nan.point
     found = _step_function(base, _snapped(parts), nan)
     if found is None:
@@ -169,7 +167,7 @@ def _limits(chain: Sequence[Var], base: Var, analysis: ValueSetAnalysis) -> list
 def _parts(base: Var, limits: Sequence[float], analysis: ValueSetAnalysis) -> list[_Part]:
     """The line, as far as ``base`` reaches, cut at ``limits``; or the finitely many values of ``base``."""
     known = analysis.of(base)
-    if known is not None and not known.rounded:
+    if known is not None and known.is_exact:
         return [_Part(Interval(value, value), is_point=True) for value in sorted(known.values)]
     dtype = np.dtype(dtype_of(base)).type
     low, high = analysis.bounds.of(base).clipped(-_LARGEST, _LARGEST)

@@ -25,6 +25,9 @@ from tvm.ir import Call, Var
 
 from bnn_compiler.constants import Array
 
+#: How far, relatively, a ``rounded`` tensor may be from its values: a few roundings of numbers up to 2 are 4 units of
+#: 2^-24 around 1.
+MAX_RESIDUE = 2.0**-20
 #: A value as a 0-d array, None where the base never is.
 Region = Array | None
 #: Evaluates an operator on scalars (0-d arrays) and gives a scalar.

@@ -14,6 +14,7 @@ from bnn_compiler.binary_weights import BinaryWeights, analyse_weights
 from bnn_compiler.constants import Array, dtype_of, elementwise_operands, op_name, prim_value, static_shape
 from bnn_compiler.element_selection import selected_operands
 from bnn_compiler.intervals import EVERYTHING, Interval, apply_to_intervals
+from bnn_compiler.step_function import MAX_RESIDUE
 
 if TYPE_CHECKING:
     from bnn_compiler.value_sets import ValueSetAnalysis
@@ -49,7 +50,9 @@ class ValueBounds:
             self._known[expr] = EVERYTHING  # bounds the recursion
             known = self._analysis.of(expr)
             if known is not None:
-                self._known[expr] = _extremes(np.asarray(sorted(known.values)))
+                low, high = _extremes(np.asarray(sorted(known.values)))
+                margin = MAX_RESIDUE * max(abs(low), abs(high)) if known.rounded else 0.0
+                self._known[expr] = Interval(low - margin, high + margin)
             else:
                 self._known[expr] = self._of_definition(definition, depth)
         return self._known[expr]
@@ -133,7 +136,7 @@ def _per_channel(constant: Array | None, shape: tuple[int, ...] | None) -> Array
 def _convolution_values(call: Call, analysis: ValueSetAnalysis) -> Array | None:
     weights = analysis.constants.value(call.args[1])
     activation = analysis.of(call.args[0])
-    if weights is None or activation is None or activation.rounded:
+    if weights is None or activation is None or not activation.is_exact:
         return None
     if not all(value.is_integer() for value in activation.values):
         return None

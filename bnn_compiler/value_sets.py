@@ -28,7 +28,8 @@ from bnn_compiler.constants import (
     static_shape,
 )
 from bnn_compiler.element_selection import Functions, selected_operands
-from bnn_compiler.intervals import apply_to_intervals
+from bnn_compiler.intervals import Interval, apply_to_intervals
+from bnn_compiler.region_values import RegionValues
 from bnn_compiler.residue import COMPARISONS, find_residue
 from bnn_compiler.step_function import Evaluate, Padding, StepFunction, combine, cut
 from bnn_compiler.value_bounds import ValueBounds, reaches_value
@@ -48,11 +49,17 @@ class ValueSet:
     steps: StepFunction | None = None
     soft_zero: bool = False
     rounded: bool = False
+    undefined: bool = False
 
     @classmethod
     def of_steps(cls, steps: StepFunction) -> ValueSet:
         """The set of a step function's values."""
-        return cls(steps.values, steps, steps.soft_zero, steps.rounded)
+        return cls(steps.values, steps, steps.soft_zero, steps.rounded, steps.undefined)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every number that the model computes here is one of the values, so that more can be derived."""
+        return not self.rounded and not self.undefined
 
 
 class ValueSetAnalysis:
@@ -64,22 +71,57 @@ class ValueSetAnalysis:
         self.constants = ConstantEvaluator(bindings)
         self.bounds = ValueBounds(self)
         self._known: dict[Var, ValueSet | None] = {}
+        self._regions: dict[tuple[Var, Interval, bool], RegionValues] = {}
 
     def of(self, expr: relax.Expr) -> ValueSet | None:
         """The value set of ``expr``, or None if it may hold any float."""
         if not isinstance(expr, Var):
             return self._of_constant(expr)
-        if expr not in self._known:
-            self._known[expr] = None  # a cycle cannot occur in SSA; the entry bounds the recursion all the same
-            definition = self._bindings.get(expr)
-            if isinstance(definition, Var):
-                self._known[expr] = self.of(definition)
-            elif isinstance(definition, Call | relax.TupleGetItem):
-                self._known[expr] = self._of_definition(definition)
-                if self._known[expr] is None and is_elementwise(definition):
-                    residue = find_residue(expr, self)
-                    self._known[expr] = ValueSet.of_steps(residue) if residue is not None else None
+        # Operands first, on a stack of our own: chains of operators may be longer than Python's.
+        pending = [expr]
+        while pending:
+            current = pending[-1]
+            waiting = [] if current in self._known else self._unknown_sources(current)
+            pending += waiting
+            if not waiting:
+                pending.pop()
+                if current not in self._known:
+                    self._known[current] = None  # SSA has no cycles; the entry bounds the recursion all the same
+                    self._known[current] = self._of_variable(current)
         return self._known[expr]
+
+    def _unknown_sources(self, variable: Var) -> list[Var]:
+        """The variables whose sets the variable's own will be made from, as far as they are not known yet."""
+        definition = self._bindings.get(variable)
+        sources = [definition] if isinstance(definition, Var) else self._sources(definition)
+        return [source for source in sources if isinstance(source, Var) and source not in self._known]
+
+    def _sources(self, definition: relax.Expr | None) -> Sequence[relax.Expr]:
+        selected = None if definition is None else selected_operands(definition, self.functions)
+        if selected is not None or not isinstance(definition, Call):
+            return selected or ()
+        if is_elementwise(definition):
+            return elementwise_operands(definition)
+        return list(definition.args[:1]) if op_name(definition) == "relax.nn.pad" else ()
+
+    def _of_variable(self, variable: Var) -> ValueSet | None:
+        definition = self._bindings.get(variable)
+        if isinstance(definition, Var):
+            return self.of(definition)
+        if not isinstance(definition, Call | relax.TupleGetItem):
+            return None
+        known = self._of_definition(definition)
+        if known is None and isinstance(definition, Call) and is_elementwise(definition):
+            residue = find_residue(variable, self)
+            known = None if residue is None else ValueSet.of_steps(residue)
+        return known
+
+    def in_region(self, base: Var, where: Interval, *, is_point: bool) -> RegionValues:
+        """Values while ``base`` lies in ``where``; shared by all who ask, so that no operator is evaluated twice."""
+        key = (base, where, is_point)
+        if key not in self._regions:
+            self._regions[key] = RegionValues(self, base, where, is_point=is_point)
+        return self._regions[key]
 
     def definition(self, expr: relax.Expr) -> relax.Expr | None:
         """What ``expr`` is bound to, through plain renamings."""
@@ -124,7 +166,7 @@ class ValueSetAnalysis:
         if not any(functions):
             return self._new_partition(call, name)
         first = next(function for function in functions if function is not None)
-        if any(function is not None and function.rounded for function in functions):
+        if any(entry is not None and not entry.is_exact for entry in known):
             return None  # evaluated from the base upwards instead (``residue``)
         operands: list[StepFunction | Array] = []
         for arg, function in zip(elementwise_operands(call), functions, strict=True):
@@ -199,12 +241,12 @@ class ValueSetAnalysis:
         args = elementwise_operands(call)
         sets = [self.of(arg) for arg in args]
         known = [entry for entry in sets if entry is not None]
-        if any(entry.rounded for entry in known) and name not in COMPARISONS:
+        if any(not entry.is_exact for entry in known) and name not in COMPARISONS:
             return None
         if name == "relax.where":
             choices = [entry.values for entry in sets[1:] if entry is not None]
             return _bounded(frozenset().union(*choices)) if len(choices) == 2 else None
-        if len(known) < len(sets) or any(entry.rounded for entry in known):
+        if len(known) < len(sets) or any(not entry.is_exact for entry in known):
             return ValueSet(frozenset({0.0, 1.0})) if name in COMPARISONS else None
         dtypes = [dtype_of(arg) for arg in args]
         results = set()
@@ -241,7 +283,8 @@ class ValueSetAnalysis:
         values = inner.values | {float(call.attrs.pad_value)}
         if padding is None or inner.steps is None or inner.steps.padding is not None:
             soft = inner.soft_zero and float(call.attrs.pad_value) != 0
-            return _bounded(values, soft_zero=soft, rounded=inner.rounded)
+            padded = _bounded(values, soft_zero=soft, rounded=inner.rounded)
+            return padded and replace(padded, undefined=inner.undefined)
         return replace(inner, values=values, steps=replace(inner.steps, padding=padding))
 
     def _union(self, sets: Sequence[ValueSet | None]) -> ValueSet | None:
@@ -252,7 +295,8 @@ class ValueSetAnalysis:
         hard_zero = any(0.0 in entry.values and not entry.soft_zero for entry in known)
         soft = any(entry.soft_zero for entry in known) and not hard_zero
         values = frozenset().union(*(entry.values for entry in known))
-        return _bounded(values, soft_zero=soft, rounded=any(entry.rounded for entry in known))
+        union = _bounded(values, soft_zero=soft, rounded=any(entry.rounded for entry in known))
+        return union and replace(union, undefined=any(entry.undefined for entry in known))
 
 
 def _spatial_padding(call: Call) -> Padding | None:
