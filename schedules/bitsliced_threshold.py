@@ -1,6 +1,7 @@
 """The thresholding epilogue of a bit-sliced convolution: one bit per channel and pixel, without un-slicing.
 
-A channel's bit is [z >= T], or its opposite, with an integer T. From z = h·(2U − V) + offset, h = f/2, and B counter bits,
+A channel's bit is [z >= T], or its opposite, with an integer T. From z = h·(2U − V) + offset, h = f/2, and B counter
+bits,
 
     z >= T   <=>   D >= Q,   D = 2U + (2^B − 1 − V),   Q = ceil((T − offset)/h) + 2^B − 1
 
