@@ -7,21 +7,30 @@ from pathlib import Path
 
 import numpy as np
 
+from bnn_compiler.bit_thresholds import bit_thresholds
 from bnn_compiler.constants import Array
 from bnn_compiler.cost_model import CostModel
 from bnn_compiler.derived_constant import Constant, DerivedConstant
-from bnn_compiler.layer_kernels import Kernel, LayerKernels, alphabet_of, output_map, pack_kernel
+from bnn_compiler.layer_kernels import Kernel, LayerKernels, alphabet_of, output_map, pack_kernel, ring_code
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.schedules.bit_planes import PlaneLayout, make_bit_planes
+from bnn_compiler.schedules.bitsliced_bits import (
+    bitsliced_conv2d_bits,
+    bitsliced_conv2d_bits_constants,
+    pack_bit_rows,
+)
 from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants, make_layout
 from bnn_compiler.schedules.channel_program import ALL_MINUS, ALL_PLUS, MOST_PLANES, ChannelTree, make_program
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.popcount import WORD_BITS
+from bnn_compiler.schedules.popcount_conv import conv_bits_shape
 from bnn_compiler.schedules.program_expansion import expand_program, pack_node_vectors
 from bnn_compiler.trees.channel_tree import ChannelTree as SolvedTree
 from bnn_compiler.trees.channel_tree import TreeError
 from bnn_compiler.trees.solve import solve_channel_tree
 
+#: On a counting kernel: it gives bits, and begins with this many constants of the kernel that gives floats.
+GIVES_BITS_ATTR = "bnnc.gives_bits"
 #: Of a plain tree's cost; measured on trained and random layers: 0.25 to 0.35 (docs/channel-trees.md).
 _SYNTHETIC_SAVING = 0.4
 
@@ -159,7 +168,19 @@ def bitsliced_kernels(spec: BinarySpec, isa: Isa, plan: BitslicedPlan) -> LayerK
         Kernel(planes, (), layout.shape, "uint64"),
         Kernel(function, (*tables, *constants, *mapped.arguments), spec.output_shape, "float32"),
     )
-    return LayerKernels("bitsliced", stages, mapped)
+
+    def bits_for(reader: BinarySpec) -> tuple[Kernel, ...] | None:
+        found = bit_thresholds(mapped, spec.fan_in, reader, fused=isa.fused_multiply_add)
+        if found is None or reader.geometry is None:
+            return None
+        bounds = bitsliced_conv2d_bits_constants(layout, signs, found.bounds, found.inverted, zero_padded=zero_padded)
+        count = bitsliced_conv2d_bits(layout, program, bounds, isa=isa).with_attr(GIVES_BITS_ATTR, len(tables))
+        rows = (spec.out_channels, layout.words_per_row)
+        pack = pack_bit_rows(layout, reader.geometry, pad_bit=ring_code(reader))
+        bits = conv_bits_shape(reader.geometry, alphabet_of(reader))
+        return Kernel(count, (*tables, *bounds), rows, "uint64"), Kernel(pack, (), bits, "uint64")
+
+    return LayerKernels("bitsliced", stages, mapped, bits_for)
 
 
 def _check_trees(signs: Array, trees: tuple[SolvedTree, ...]) -> None:

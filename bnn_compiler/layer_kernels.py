@@ -13,6 +13,7 @@ bias:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,6 +55,9 @@ class LayerKernels:
     algorithm: Literal["popcount", "bitsliced"]
     stages: tuple[Kernel, ...]
     output: OutputMap
+    #: The stages in place of the last one for a reader that packs the result: they give its packed activation. None
+    #: where the kernels cannot, or the reader's bits are no thresholds of z.
+    bits_for: Callable[[BinarySpec], tuple[Kernel, ...] | None] = lambda _reader: None
 
     @property
     def product(self) -> Kernel:

@@ -79,6 +79,7 @@ class LayerReport(_Layer, total=False):
     """
 
     choice: ChoiceReport
+    gives_bits: bool
     function: str
     input: str | None
     output: str | None
@@ -188,6 +189,7 @@ def _layer_report(entry: Mapping[str, Any]) -> LayerReport:
     }
     if entry["algorithm"] != "float":
         report["choice"] = entry["choice"]
+        report["gives_bits"] = entry["gives_bits"]
         report["function"], report["input"], report["output"] = entry["function"], entry["input"], entry["output"]
     return report
 

@@ -12,7 +12,8 @@ Conditions, checked in this order; where one fails nothing is added:
 1. ``main`` is one dataflow block, there are layer functions, and the pass has not run before;
 2. each layer function calls finished kernels (PrimFuncs with attribute ``bnnc.kernel``), the last of which, the
    product, takes the result of the one before;
-3. the calls in ``main`` to these products, in order, are those of the layers, in order: same kernel, same constants.
+3. the calls in ``main`` to these products, in order, are those of the layers, in order: same kernel, same constants;
+   or a kernel that gives bits with the same program (``bits_between_layers``).
 
 No kernel is added: the cost is some hundred bytes of code for TVM's virtual machine.
 """
@@ -26,6 +27,8 @@ import tvm
 import tvm_ffi
 from tvm import relax
 from tvm.ir import Call, GlobalVar, Var
+
+from bnn_compiler.bitsliced_layer import GIVES_BITS_ATTR
 
 from .lift_derived_constants import DERIVED_ATTR, DERIVED_PREFIX, derived_of
 
@@ -47,10 +50,11 @@ class ExposeActivationBits:
             return module
         layers = [_pack_and_product(module, name) for name in names]
         products = {_callee(layer[1]) for layer in layers if layer is not None}
+        products |= {variable for variable, function in module.functions.items() if _gives_bits(function)}
         calls = [binding.value for binding in main if _callee(binding.value) in products]
         packs: dict[Var, str] = {}
         for name, layer, call in zip(names, layers, calls, strict=False):
-            if layer is None or not _same_kernel_and_constants(call, layer[1]):  # 2, 3
+            if layer is None or not _same_layer(module, call, layer[1]):  # 2, 3
                 return module
             packs.setdefault(call.args[1][0], name)
         if len(calls) != len(names):  # 3
@@ -102,10 +106,21 @@ def _pack_and_product(module: tvm.IRModule, name: str) -> tuple[Call, Call] | No
     return kernels[-2].value, kernels[-1].value
 
 
-def _same_kernel_and_constants(left: Call, right: Call) -> bool:
-    if _callee(left) != _callee(right) or len(left.args[1]) != len(right.args[1]):
+def _gives_bits(function: tvm.ir.BaseFunc) -> int:
+    """For a product that gives bits, how many constants it has in common with the one that gives floats; else 0."""
+    return int(function.attrs[GIVES_BITS_ATTR]) if GIVES_BITS_ATTR in (function.attrs or {}) else 0
+
+
+def _same_layer(module: tvm.IRModule, call: Call, layer_call: Call) -> bool:
+    """Whether both are the product of one layer, by kernel and constants; ``call`` may give bits."""
+    fields, layer_fields = call.args[1].fields[1:], layer_call.args[1].fields[1:]
+    if common := _gives_bits(module[_callee(call)]):
+        fields, layer_fields = fields[:common], layer_fields[:common]
+    elif _callee(call) != _callee(layer_call):
         return False
-    pairs = zip(left.args[1].fields[1:], right.args[1].fields[1:], strict=True)
+    if len(fields) != len(layer_fields):
+        return False
+    pairs = zip(fields, layer_fields, strict=True)
     return all(a.same_as(b) or _same_derived(a, b) or tvm_ffi.structural_equal(a, b) for a, b in pairs)
 
 

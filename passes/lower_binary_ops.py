@@ -6,7 +6,10 @@
    float output, calling the same kernels on the same constants: verification and benchmarks run a layer alone.
 3. The report entries of the lowered layers get ``function``, ``kernel``, ``weight_bytes``, ``resident_bytes``,
    ``input`` and ``output``.
-4. A derived constant is stored as its value. With ``derive=True`` it becomes a call of the kernel that makes it, with
+4. A layer whose result only other layers read, as bits, gives them in ``main`` where its kernels can: the stages of
+   ``LayerKernels.bits_for`` stand in place of its product and of its readers' packs. Its report entry then says
+   ``gives_bits``; its function ``layer_<i>`` still gives floats.
+5. A derived constant is stored as its value. With ``derive=True`` it becomes a call of the kernel that makes it, with
    the attribute ``bnnc.derives_constant``, for ``LiftDerivedConstants`` behind this pass.
 
 The kernels are chosen by the target in scope (``with target:``) or the one given.
@@ -24,6 +27,7 @@ import tvm
 from tvm import relax
 from tvm.ir import Call, GlobalVar
 
+from bnn_compiler.bits_between_layers import BitFlow, plan_bit_flow
 from bnn_compiler.composites import apply_moves, binary_composites, composite_names, read_composite
 from bnn_compiler.constants import Array
 from bnn_compiler.derived_constant import Constant, DerivedConstant, resident_bytes, stored_bytes, value_of
@@ -51,9 +55,10 @@ class _Constants:
 
 @relax.expr_functor.mutator
 class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
-    def __init__(self, module: tvm.IRModule, plans: dict[str, _Planned], *, derive: bool) -> None:
+    def __init__(self, module: tvm.IRModule, plans: dict[str, _Planned], bit_flow: BitFlow, *, derive: bool) -> None:
         super().__init__(module)
         self._plans = plans
+        self._bit_flow = bit_flow
         self._derive = derive
         self._constants = _Constants()
         self._shared: dict[tuple[Any, ...], relax.Expr] = {}
@@ -63,7 +68,7 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         name = call.op.name_hint if isinstance(call.op, GlobalVar) else None
         if name not in self._plans:
             return super().visit_call_(call)
-        return self._emit_layer(self.builder_, self.visit_expr(call.args[0]), self._plans[name], share=True)
+        return self._emit_in_main(self.visit_expr(call.args[0]), self._plans[name])
 
     def layer_function(self, name: str, plan: _Planned) -> None:
         """Rule 2: add ``name`` to the module."""
@@ -71,15 +76,22 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         builder = self.builder_
         with builder.function(name, [x]):
             with builder.dataflow():
-                output = builder.emit_output(self._emit_layer(builder, x, plan, share=False))
+                value = apply_moves(builder, x, plan.spec.prefix)
+                for kernel in plan.choice.kernels.stages:
+                    value = self._call(builder, kernel, value, share=False)
+                output = builder.emit_output(apply_moves(builder, value, plan.spec.suffix))
             builder.emit_func_output(output)
 
-    def _emit_layer(self, builder: relax.BlockBuilder, x: relax.Expr, plan: _Planned, *, share: bool) -> relax.Expr:
-        spec, kernels = plan.spec, plan.choice.kernels
-        value = self._moved(builder, x, spec.prefix) if share else apply_moves(builder, x, spec.prefix)
-        for kernel in kernels.stages[:-1]:
-            value = self._call(builder, kernel, value, share=share)
-        return apply_moves(builder, self._call(builder, kernels.product, value, share=False), spec.suffix)
+    def _emit_in_main(self, x: relax.Expr, plan: _Planned) -> relax.Expr:
+        """Rules 1 and 4."""
+        builder, kernels = self.builder_, plan.choice.kernels
+        first = 1 if plan.composite in self._bit_flow.readers else 0
+        value = self._moved(builder, x, plan.spec.prefix)
+        for kernel in kernels.stages[first:-1]:
+            value = self._call(builder, kernel, value, share=True)
+        for kernel in self._bit_flow.stages.get(plan.composite, (kernels.product,)):
+            value = self._call(builder, kernel, value, share=False)
+        return apply_moves(builder, value, plan.spec.suffix)
 
     def _moved(self, builder: relax.BlockBuilder, x: relax.Expr, moves: Sequence[Move]) -> relax.Expr:
         """``apply_moves``, once for each tensor and sequence of moves."""
@@ -102,7 +114,7 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         return result
 
     def _constant(self, builder: relax.BlockBuilder, constant: Constant) -> relax.Expr:
-        """Rule 4."""
+        """Rule 5."""
         if not isinstance(constant, DerivedConstant) or not self._derive:
             return self._constants.of(value_of(constant))
         kernel = constant.function.with_attr(DERIVES_ATTR, True)
@@ -129,20 +141,26 @@ def lower_module(
     attributes = dict(module.attrs.items()) if module.attrs else {}
     entries = json.loads(str(attributes.get(LAYERS_ATTR, "[]")))
     planned = _plan(module, detect_isa(target), options, [entry["name"] for entry in entries])
-    lowerer = _Lowerer(module, {plan.composite: plan for plan in planned}, derive=derive)
+    plans = {plan.composite: plan for plan in planned}
+    layers_of = {name: (plan.spec, plan.choice.kernels) for name, plan in plans.items()}
+    bit_flow = plan_bit_flow(module["main"], layers_of)
+    lowerer = _Lowerer(module, plans, bit_flow, derive=derive)
     lowerer.builder_.update_func(module.get_global_var("main"), lowerer.visit_expr(module["main"]))
     entry_of = {entry["name"]: entry for entry in entries}
     layers = []
     for index, plan in enumerate(planned):
-        layer = _binary_layer(f"layer_{index}", plan)
+        bits = bit_flow.stages.get(plan.composite, ())
+        constants = (*plan.choice.kernels.constants, *(c for kernel in bits for c in kernel.constants))
+        layer = _binary_layer(f"layer_{index}", plan, stored_bytes(constants))
         lowerer.layer_function(layer.function, plan)
         layers.append(layer)
         entry_of.get(layer.name, {}).update(
             algorithm=plan.choice.kernels.algorithm,
             kernel=layer.kernel,
             weight_bytes=layer.weight_bytes,
-            resident_bytes=resident_bytes(plan.choice.kernels.constants),
+            resident_bytes=resident_bytes(constants),
             choice=plan.choice.details,
+            gives_bits=bool(bits),
             function=layer.function,
             input=layer.input_tensor,
             output=layer.output_tensor,
@@ -164,7 +182,7 @@ def _plan(module: tvm.IRModule, isa: Isa, options: ChoiceOptions, order: Sequenc
     return sorted(planned, key=lambda plan: position.get(plan.names.node, len(order)))
 
 
-def _binary_layer(function: str, plan: _Planned) -> BinaryLayer:
+def _binary_layer(function: str, plan: _Planned, weight_bytes: int) -> BinaryLayer:
     names, spec, kernels = plan.names, plan.spec, plan.choice.kernels
     return BinaryLayer(
         name=names.node,
@@ -179,7 +197,7 @@ def _binary_layer(function: str, plan: _Planned) -> BinaryLayer:
         channel_axis=_channel_axis(spec),
         exact=kernels.output.exact and not spec.rounded,
         kernel=kernels.product.name,
-        weight_bytes=stored_bytes(kernels.constants),
+        weight_bytes=weight_bytes,
         zero_tensor=names.zero_tensor,
         rounded=spec.rounded,
         reach=reach_of(spec),

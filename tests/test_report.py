@@ -39,6 +39,7 @@ def layer(**changes: object) -> LayerReport:
                 "depth": 2,
             },
         },
+        "gives_bits": False,
         "function": "layer_0",
         "input": "x",
         "output": "y",
