@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import bnn_compiler
-from bnn_compiler import kernel_choice
+from bnn_compiler import bitsliced_layer
 from bnn_compiler.errors import VerificationError
 from bnn_compiler.layer_kernels import LayerKernels
 from bnn_compiler.passes import expose_activation_bits
@@ -46,12 +46,12 @@ def chain(*, output_of: int | None = None, pads: int = 1) -> onnx.ModelProto:
             helper.make_node("BatchNormalization", [f"z{i}", *(f"{name}{i}" for name in statistics)], [f"y{i}"]),
         ]
         value = f"y{i}"
-    outputs = [value] if output_of is None else [value, f"y{output_of}"]
+    names = [value] if output_of is None else [value, f"y{output_of}"]
     graph = helper.make_graph(
         nodes,
         "chain",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, CHANNELS[0], 14, 13])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names],
         constants,
     )
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -61,7 +61,7 @@ def chain(*, output_of: int | None = None, pads: int = 1) -> onnx.ModelProto:
 def compiled(model: onnx.ModelProto, tmp_path: Path, algorithm: str = "bitsliced") -> bnn_compiler.CompiledNetwork:
     path = tmp_path / "chain.onnx"
     onnx.save(model, path)
-    return bnn_compiler.compile_model(path, algorithm=algorithm)  # type: ignore[arg-type]
+    return bnn_compiler.compile_model(path, algorithm=algorithm)
 
 
 def gives_bits(network: bnn_compiler.CompiledNetwork) -> list[bool]:
@@ -91,7 +91,7 @@ def test_popcount_layers_hand_on_floats(tmp_path: Path) -> None:
 
 def test_a_wrong_threshold_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The layers' own functions give floats: the kernels that give bits are checked through ``main``."""
-    original = kernel_choice.bitsliced_kernels
+    original = bitsliced_layer.bitsliced_kernels
 
     def wrong(spec, isa: Isa, plan) -> LayerKernels:  # type: ignore[no-untyped-def]
         kernels = original(spec, isa, plan)
@@ -106,6 +106,6 @@ def test_a_wrong_threshold_is_noticed(tmp_path: Path, monkeypatch: pytest.Monkey
 
         return LayerKernels(kernels.algorithm, kernels.stages, kernels.output, bits_for)
 
-    monkeypatch.setattr(kernel_choice, "bitsliced_kernels", wrong)
+    monkeypatch.setattr("bnn_compiler.kernel_choice.bitsliced_kernels", wrong)
     with pytest.raises(VerificationError):
         compiled(chain(), tmp_path)
