@@ -54,7 +54,7 @@ EXPECTED: dict[str, tuple[tuple[int, int, int], list[str]]] = {
     "pad_before_sign": ((1, 0, 0), []),
     "pad_conv_and_op": ((1, 0, 0), []),
     "conv1d": ((1, 0, 0), []),
-    "conv3d": ((1, 0, 0), ["unsupported_form"]),  # proven binary as it is; only the front end makes it 2-D
+    "conv3d": ((1, 0, 0), ["unsupported_form"]),  # proven as it is; FlattenConv3d makes it 2-D
     "bn_sign_opset17": ((2, 0, 0), []),
     "bn_gamma_zero": ((2, 0, 0), []),
     "int_threshold_tie": ((2, 0, 0), []),
