@@ -88,8 +88,6 @@ def plan_binarizer(activation: relax.Expr, known: ValueSet | None, sign_zero: Si
 
 
 def _plan(activation: Var, known: ValueSet, sign_zero: SignZero) -> Binarizer | NotBinary:
-    if dtype_of(activation) != "float32":
-        return NotBinary("unsupported_form", f"activation dtype {dtype_of(activation)}; only float32 is packed")
     steps = known.steps
     if steps is not None and dtype_of(steps.base) == "float32" and (steps.threshold.size == 1 or not steps.moves):
         plan = _from_steps(steps, sign_zero)

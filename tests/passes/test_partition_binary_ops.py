@@ -10,6 +10,7 @@ from bnn_compiler.composites import binary_composites, read_composite
 from bnn_compiler.frontend import import_onnx
 from bnn_compiler.passes import FoldBatchNorm, PartitionBinaryOps
 from tests.conftest import ModelFinder
+from tests.frontend.onnx_text import parse
 from tests.small_relax_modules import applied
 
 # graph: (binary, binary_weight, float) layers and the reasons of those that are not binary
@@ -112,6 +113,16 @@ def test_network(name: str, network: ModelFinder) -> None:
     found = tuple(sum(layer["status"] == status for layer in layers) for status in ("binary", "binary_weight", "float"))
     assert found == counts, layers
     assert {layer["reason"] for layer in layers if layer["reason"]} == reasons
+
+
+def test_a_layer_that_no_kernel_takes_is_binary_all_the_same() -> None:
+    model = parse("""g (double[2,8] x) => (double[2,3] y)
+        <double[8,3] w = {1,-1,1, 1,1,-1, -1,-1,1, 1,-1,1, 1,1,1, -1,1,1, 1,-1,-1, 1,1,1}>
+        { a = Sign(x)  y = MatMul(a, w) }""")
+    module = applied(import_onnx(model).module, PartitionBinaryOps())
+    (layer,) = json.loads(str(module.attrs["bnnc.layers"]))
+    assert (layer["status"], layer["reason"], layer["algorithm"]) == ("binary", "unsupported_form", "float")
+    assert "float64" in layer["detail"]
 
 
 @pytest.mark.parametrize(
