@@ -5,7 +5,9 @@
 ``run`` is the whole path through the compiled model's Python ``run()`` on ordinary NumPy arrays: float in, sign, pack,
 count, float out. ``pack`` and ``product`` are the two kernels alone, called back to back on prepared buffers. ONNX
 Runtime runs the fp32 Conv or Gemm alone, without the sign. Ratios are ONNX Runtime's time over ours: of the minima, and
-the median over the rounds. The layers, and the median ratios that ``--check`` asks for, are in popcount_kernels.json.
+the median over the rounds. Layers with ``activation_bits`` quantise their input to codes of that many bits instead of
+taking its sign; their last column is the time of both kernels over that of the same layer with one bit. The layers, and
+the median ratios that ``--check`` asks for, are in popcount_kernels.json.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from bnn_compiler.bench import Call, cpu_name, time_in_turn
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import detect_isa
 from bnn_compiler.schedules.pack import pack_conv_activations, pack_dense_activations
+from bnn_compiler.schedules.popcount import Alphabet, codes_alphabet
 from bnn_compiler.schedules.popcount_conv import conv_bits_shape, popcount_conv2d, popcount_conv2d_constants
 from bnn_compiler.schedules.popcount_dense import dense_bits_shape, popcount_dense, popcount_dense_constants
 from bnn_compiler.target import parse_target
@@ -48,6 +51,12 @@ class Layer:
     dense: tuple[int, int, int] | None
     required_run: float
     required_kernel: float
+    activation_bits: int = 1
+
+    @property
+    def alphabet(self) -> Alphabet:
+        """What the kernels see."""
+        return "bipolar" if self.activation_bits == 1 else codes_alphabet(bipolar=False, bits=self.activation_bits)
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> Layer:
@@ -61,7 +70,8 @@ class Layer:
         else:
             sizes = entry["dense"]
             dense = (sizes["rows"], sizes["in_features"], sizes["out_features"])
-        return cls(entry["name"], geometry, dense, entry.get("required_run", 0), entry.get("required_kernel", 0))
+        required = entry.get("required_run", 0), entry.get("required_kernel", 0)
+        return cls(entry["name"], geometry, dense, *required, entry.get("activation_bits", 1))
 
     @property
     def macs(self) -> int:
@@ -87,21 +97,35 @@ class Layer:
 
 
 def make_model(layer: Layer, signs: NDArray[np.bool_], *, with_sign: bool) -> onnx.ModelProto:
-    """The layer in ONNX, behind a Sign or alone."""
+    """The layer in ONNX, behind a Sign (or round(clip(x, 0, 1)·(2^bits − 1))) or alone."""
     x_shape, _, y_shape = layer.shapes()
     source = "binary" if with_sign else "x"
-    nodes = [helper.make_node("Sign", ["x"], ["binary"])] if with_sign else []
+    initialisers = [numpy_helper.from_array(np.where(signs, 1, -1).astype(np.float32), "w")]
+    nodes = []
+    if with_sign and layer.activation_bits == 1:
+        nodes = [_node("Sign", "x", "binary")]
+    elif with_sign:
+        nodes = [
+            _node("Clip", "x", "zero", "one", "clipped"),
+            _node("Mul", "clipped", "top", "scaled"),
+            _node("Round", "scaled", "binary"),
+        ]
+        for name, value in {"zero": 0.0, "one": 1.0, "top": 2.0**layer.activation_bits - 1}.items():
+            initialisers.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
     if layer.geometry is not None:
         g = layer.geometry
         attributes: dict[str, Any] = {"kernel_shape": g.kernel, "strides": g.strides, "pads": g.pads}
         nodes.append(helper.make_node("Conv", [source, "w"], ["y"], **attributes))
     else:
         nodes.append(helper.make_node("Gemm", [source, "w"], ["y"], transB=1))
-    weights = numpy_helper.from_array(np.where(signs, 1, -1).astype(np.float32), "w")
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, x_shape)
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, y_shape)
-    graph = helper.make_graph(nodes, "layer", [x], [y], [weights])
+    graph = helper.make_graph(nodes, "layer", [x], [y], initialisers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+
+
+def _node(operator: str, *names: str) -> onnx.NodeProto:
+    return helper.make_node(operator, list(names[:-1]), [names[-1]])
 
 
 def peer_call(layer: Layer, signs: NDArray[np.bool_], x: _FLOATS) -> Call:
@@ -115,22 +139,27 @@ def peer_call(layer: Layer, signs: NDArray[np.bool_], x: _FLOATS) -> Call:
 def kernel_calls(layer: Layer, signs: NDArray[np.bool_], x: _FLOATS, target: tvm.target.Target) -> tuple[Call, Call]:
     """The packing kernel and the product kernel, alone."""
     isa = detect_isa(target)
+    alphabet = layer.alphabet
+    options: dict[str, Any] = {"alphabet": alphabet, "isa": isa}
+    if layer.activation_bits > 1:
+        top = (1 << layer.activation_bits) - 1
+        options |= {"codes": tuple(range(top + 1)), "threshold": tuple((i + 0.5) / top for i in range(top))}
     if layer.geometry is not None:
-        bits_shape = conv_bits_shape(layer.geometry, "bipolar")
-        pack = pack_conv_activations(layer.geometry, isa=isa)
+        bits_shape = conv_bits_shape(layer.geometry, alphabet)
+        pack = pack_conv_activations(layer.geometry, **options)
         product = popcount_conv2d(
-            layer.geometry, alphabet="bipolar", zero_padded=True, has_scale=True, has_bias=True, isa=isa
+            layer.geometry, alphabet=alphabet, zero_padded=True, has_scale=True, has_bias=True, isa=isa
         )
-        constants = popcount_conv2d_constants(layer.geometry, signs, alphabet="bipolar", zero_padded=True)
+        constants = popcount_conv2d_constants(layer.geometry, signs, alphabet=alphabet, zero_padded=True)
     else:
         assert layer.dense is not None
         rows, in_features, out_features = layer.dense
-        bits_shape = dense_bits_shape(rows, in_features, "bipolar")
-        pack = pack_dense_activations(rows, in_features, isa=isa)
+        bits_shape = dense_bits_shape(rows, in_features, alphabet)
+        pack = pack_dense_activations(rows, in_features, **options)
         product = popcount_dense(
-            rows, in_features, out_features, alphabet="bipolar", has_scale=True, has_bias=True, isa=isa
+            rows, in_features, out_features, alphabet=alphabet, has_scale=True, has_bias=True, isa=isa
         )
-        constants = popcount_dense_constants(signs, alphabet="bipolar")
+        constants = popcount_dense_constants(signs, alphabet=alphabet)
     named = {name: f.with_attr("global_symbol", name) for name, f in {"pack": pack, "product": product}.items()}
     executable = tvm.compile(tvm.IRModule(named), target=target)
     channel = np.ones(len(signs), np.float32)
@@ -150,15 +179,18 @@ def measure(layer: Layer, target_text: str) -> bool:
     compiled = bnn_compiler.compile_model(make_model(layer, signs, with_sign=True), target=target_text, verify=False)
     pack, product = kernel_calls(layer, signs, x, parse_target(target_text).tvm_target)
     calls = [lambda: compiled.run({"x": x}), pack, product, peer_call(layer, signs, x)]
+    if layer.activation_bits > 1:
+        calls += kernel_calls(replace(layer, activation_bits=1), signs, x, parse_target(target_text).tvm_target)
     times = time_in_turn(calls)
-    run, packing, counting, peer = (1e6 * min(seconds) for seconds in times)
-    rounds = list(zip(*times, strict=True))
+    run, packing, counting, peer, *one_bit = (1e6 * min(seconds) for seconds in times)
+    rounds = list(zip(*times[:4], strict=True))
     ratio = statistics.median(theirs / ours for ours, _, _, theirs in rounds)
     kernel_ratio = statistics.median(theirs / (first + second) for _, first, second, theirs in rounds)
+    beside_one_bit = f"{(packing + counting) / sum(one_bit):7.2f}" if one_bit else " " * 7
     passed = ratio >= layer.required_run and kernel_ratio >= layer.required_kernel
     print(
         f"{layer.name:28} {peer:8.1f} {run:8.1f} {packing:7.2f} {counting:8.2f} {layer.macs / counting / 1e3:6.0f}"
-        f" {peer / run:7.1f} {ratio:7.1f} {peer / (packing + counting):7.1f} {kernel_ratio:7.1f}"
+        f" {peer / run:7.1f} {ratio:7.1f} {peer / (packing + counting):7.1f} {kernel_ratio:7.1f} {beside_one_bit}"
         f" {'' if passed else f'  below {layer.required_run} / {layer.required_kernel}'}"
     )
     return bool(passed)
@@ -173,7 +205,8 @@ def main() -> None:
     target = f"llvm -mcpu={options.cpu}" if options.cpu else "native"
     layers = [Layer.from_json(entry) for entry in json.loads(LAYERS.read_text(encoding="utf-8"))]
     print(f"{cpu_name()}, target {target}, one thread; microseconds are minima")
-    print(f"{'':28} {'fp32':>8} {'run':>8} {'pack':>7} {'product':>8} {'GMAC/s':>6}   ratio of run    ratio of kernels")
+    columns = f"{'':28} {'fp32':>8} {'run':>8} {'pack':>7} {'product':>8} {'GMAC/s':>6}"
+    print(f"{columns}   ratio of run    ratio of kernels  of 1 bit")
     print(f"{'':28} {'':8} {'':8} {'':7} {'':8} {'':6} {'min':>7} {'median':>7} {'min':>7} {'median':>7}")
     passed = [measure(layer, target) for layer in layers if options.only in layer.name]
     if options.check and not all(passed):

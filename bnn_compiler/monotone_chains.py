@@ -44,6 +44,8 @@ _FALLING = {"relax.negative", "relax.logical_not"}
 _SAME_WAY = {"relax.add", "relax.maximum", "relax.minimum", "relax.logical_and", "relax.logical_or"}
 _GREATER = {"relax.greater", "relax.greater_equal"}
 _LESS = {"relax.less", "relax.less_equal"}
+#: Longer chains are no quantisers; the bound keeps the recursion over a chain shallow.
+_LONGEST = 64
 _FLOATS = ("float16", "float32", "float64")
 
 
@@ -65,11 +67,15 @@ class Levels:
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """A tensor as a monotone function of ``base``: int8 ``direction`` per entry of ``axis`` (one entry if None)."""
+    """A tensor as a monotone function of ``base``: int8 ``direction`` per entry of ``axis`` (one entry if None).
+
+    ``length`` counts the operators one after the other.
+    """
 
     base: Var
     axis: int | None
     direction: Array
+    length: int
 
 
 class MonotoneChains:
@@ -82,9 +88,14 @@ class MonotoneChains:
 
     def of(self, variable: Var) -> Chain:
         """The longest chain that ends in ``variable``; its own base if nothing in front is monotone."""
-        if variable not in self._known:
-            self._known[variable] = self._extended(variable) or Chain(variable, None, np.ones(1, np.int8))
-        return self._known[variable]
+        if not self._known:
+            for bound in self._bindings:  # in program order: what a definition reads is known, however long the graph
+                self._known[bound] = self._extended(bound) or self._alone(bound)
+        return self._known.get(variable) or self._alone(variable)
+
+    @staticmethod
+    def _alone(variable: Var) -> Chain:
+        return Chain(variable, None, np.ones(1, np.int8), 0)
 
     def starts(self, variable: Var) -> list[tuple[Var, frozenset[Var]]]:
         """Tensors of the chain that all of it runs through, farthest first, each with what lies between it and the end.
@@ -158,7 +169,7 @@ class MonotoneChains:
     def _extended(self, variable: Var) -> Chain | None:
         definition = self._bindings.get(variable)
         if isinstance(definition, Var):
-            return self.of(definition)
+            return self._known.get(definition)
         if not isinstance(definition, Call):
             return None
         name, shape = op_name(definition), static_shape(definition)
@@ -172,7 +183,7 @@ class MonotoneChains:
                 own = _constant_axis(constant, len(shape))
                 operands.append(constant.reshape(-1))
             elif isinstance(argument, Var) and static_shape(argument) == shape:
-                chain = self.of(argument)
+                chain = self._known.get(argument) or self._alone(argument)
                 own = chain.axis
                 operands.append(chain)
             else:
@@ -187,7 +198,10 @@ class MonotoneChains:
             return None
         with np.errstate(all="ignore"):
             direction = self._direction_of(name, definition, operands)
-        return None if direction is None else Chain(chains[0].base, axis, direction)
+        length = 1 + max(chain.length for chain in chains)
+        if direction is None or length > _LONGEST:
+            return None
+        return Chain(chains[0].base, axis, direction, length)
 
     def _direction_of(self, name: str, call: Call, operands: list[Chain | Array]) -> Array | None:
         """The rules of the module's docstring."""
@@ -219,7 +233,7 @@ class MonotoneChains:
     def _is_bounded(self, variable: relax.Expr) -> bool:
         """Whether a chain is finite at both ends of the floats, and so everywhere."""
         assert isinstance(variable, Var)
-        base = self.of(variable).base
+        base = (self._known.get(variable) or self._alone(variable)).base
         ends = np.array([np.inf], dtype_of(base))
         if dtype_of(variable) == "bool":
             return True

@@ -161,6 +161,23 @@ def test_what_is_not_monotone_or_may_be_nan_is_a_base_of_its_own(build: Build) -
     assert not chains.of(result).base.same_as(x)
 
 
+def test_a_long_chain_is_cut() -> None:
+    """No recursion over a graph of any length."""
+
+    def build(e: Emit, x: Var) -> relax.Expr:
+        value: relax.Expr = x
+        for _ in range(1500):
+            value = e(op.add(value, const(1)))
+        return op.round(e(op.clip(value, 0, 3)))
+
+    chains, result, x = chains_of(build)
+    chain = chains.of(result)
+    assert 0 < chain.length <= 64
+    assert not chain.base.same_as(x)
+    levels = chains.levels(result, chain.base, 16)
+    assert levels is not None and len(levels.values) == 4
+
+
 def test_too_many_values() -> None:
     assert levels_of(lambda e, x: op.round(e(op.clip(x, 0, 15)))) is not None
     assert levels_of(lambda e, x: op.round(e(op.clip(x, 0, 16)))) is None

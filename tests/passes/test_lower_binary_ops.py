@@ -35,6 +35,9 @@ GRAPHS = [
     "matmul_weight_left",
     "sign_identity_transpose",
     "bias",
+    "add_signs",
+    "pad_half",
+    "where_asym",
 ]
 
 

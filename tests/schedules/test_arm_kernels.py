@@ -34,6 +34,15 @@ from bnn_compiler.schedules.reference import (
     values_of,
 )
 from bnn_compiler.target import CompileTarget, parse_target
+from tests.schedules.code_cases import (
+    CODES,
+    code_activations,
+    code_parameters,
+    code_rule,
+    conv_case,
+    dense_case,
+    pack_options,
+)
 from tests.schedules.kernel_harness import Array
 
 #: LLVM target text, emulator, zig's name of the target.
@@ -134,6 +143,23 @@ def _dense_case(rows: int, in_features: int, out_features: int, isa: Isa, rng: n
     return [Case(pack, [x, threshold], bits), Case(dense, [bits, *constants], z)]
 
 
+def _code_cases(geometry: ConvGeometry, isa: Isa) -> list[Case]:
+    """Codes of two to four bits: packed with thresholds per channel, a convolution and a matrix product of each."""
+    rng = np.random.default_rng(1)
+    cases = []
+    for seed, name in enumerate(["-3,-1,1,3", "uneven", "1..16"]):
+        rule = code_rule(CODES[name], per_channel=True, affine=True)
+        x = code_activations(rng, (geometry.batch, geometry.in_channels, geometry.height, geometry.width))
+        x[np.abs(x) < np.finfo(np.float32).tiny] = 0  # NEON of ARMv7 takes subnormal numbers for 0
+        parameters = code_parameters(rng, rule, geometry.in_channels)
+        pack = pack_conv_activations(geometry, isa=isa, pad_code=2, **pack_options(rule))
+        bits = pack_conv_reference(geometry, x, rule, tuple(parameters), pad_code=2, fused=True)
+        cases.append(Case(pack, [x, *parameters], bits))
+        cases.append(Case(*conv_case(CODES[name], geometry, isa, seed)))
+        cases.append(Case(*dense_case(CODES[name], (3, 1025, 17), isa, seed)))
+    return cases
+
+
 def _overflow_case(depth: int, isa: Isa) -> list[Case]:
     """Every weight disagrees with every activation."""
     signs = np.zeros((9, depth), np.bool_)
@@ -201,6 +227,7 @@ def test_arm_kernels(machine: str, tmp_path: Path) -> None:
         *_conv_case(everything, isa, rng, alphabet="bipolar", zero_padded=False),
         *_conv_case(everything, isa, rng, alphabet="unsigned", zero_padded=True),
         *_conv_case(everything, isa, rng, alphabet="ternary", zero_padded=True),
+        *_code_cases(everything, isa),
         *_conv_case(ConvGeometry(1, 5, 1, 1, 3, (1, 1)), isa, rng, alphabet="bipolar", zero_padded=True),
         *_dense_case(1, 1025, 43, isa, rng),
         *_dense_case(6, 300, 17, isa, rng),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,53 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnn_compiler.schedules.geometry import ConvGeometry
-from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.pack import PackRule, pack_conv_activations, pack_dense_activations
-from bnn_compiler.schedules.popcount import Alphabet, code_bits, default_zero
-from bnn_compiler.schedules.popcount_conv import popcount_conv2d, popcount_conv2d_constants
+from bnn_compiler.schedules.popcount import code_bits
 from bnn_compiler.schedules.popcount_dense import popcount_dense, popcount_dense_constants
-from bnn_compiler.schedules.reference import (
-    binarise,
-    conv2d_reference,
-    dense_reference,
-    epilogue_reference,
-    pack_conv_reference,
-    pack_dense_reference,
-    values_of,
+from bnn_compiler.schedules.reference import binarise, pack_conv_reference, pack_dense_reference
+from tests.schedules.code_cases import (
+    CODES,
+    Codes,
+    code_activations,
+    code_parameters,
+    code_rule,
+    conv_case,
+    dense_case,
+    pack_options,
 )
 from tests.schedules.kernel_harness import X86_CPUS, Array, CompiledKernels, runnable_isa
 
-
-@dataclass(frozen=True)
-class Codes:
-    """An alphabet of codes, its ``zero``, and what the padding ring is: ONNX's 0 (None), or a code."""
-
-    alphabet: Alphabet
-    codes: tuple[int, ...]
-    zero: int | None = None
-    pad_code: int | None = None
-
-    @property
-    def padding(self) -> int:
-        """The value of the ring in units of z."""
-        if self.pad_code is None:
-            return 0
-        zero = default_zero(self.alphabet) if self.zero is None else self.zero
-        return (2 if self.alphabet.startswith("bipolar") else 1) * self.pad_code - zero
-
-
-CODES = {
-    "0..3": Codes("unsigned2", (0, 1, 2, 3)),
-    "-1,0,1,2 zero as code": Codes("unsigned2", (0, 1, 2, 3), zero=1, pad_code=1),
-    "-2,0,2": Codes("unsigned2", (0, 1, 2), zero=1),
-    "-3,-1,1,3": Codes("bipolar2", (0, 1, 2, 3)),
-    "-3,-1,1,3 ring 3": Codes("bipolar2", (0, 1, 2, 3), pad_code=3),
-    "-5..5 odd": Codes("bipolar3", (0, 1, 2, 3, 4, 5), zero=5),
-    "0..7": Codes("unsigned3", tuple(range(8)), pad_code=6),
-    "uneven": Codes("unsigned3", (0, 3, 4), zero=2),
-    "-15..15 odd": Codes("bipolar4", tuple(range(16))),
-    "1..16": Codes("unsigned4", tuple(range(16)), zero=-1),
-}
 GEOMETRIES = [
     ConvGeometry(1, 64, 9, 9, 10, (3, 3), pads=(1, 1, 1, 1)),
     ConvGeometry(2, 66, 11, 13, 14, (3, 2), (2, 1), (1, 0, 2, 1), (1, 2), groups=2),
@@ -71,37 +39,8 @@ GEOMETRIES = [
 DENSE_SHAPES = [(1, 70, 43), (6, 300, 17), (3, 64, 8), (1, 1025, 100)]
 
 
-def _rule(codes: Codes, *, per_channel: bool = False, affine: bool = False, predicate: Any = "ge") -> PackRule:
-    thresholds: Any = "channel" if per_channel else tuple(np.linspace(-1, 1, len(codes.codes) - 1).tolist())
-    return PackRule(predicate, thresholds, codes.alphabet, affine=affine, codes=codes.codes)
-
-
-def _parameters(rng: np.random.Generator, rule: PackRule, length: int) -> list[Array]:
-    """Ascending thresholds, some of them equal, some never reached; directions ±1."""
-    parameters: list[Array] = []
-    if rule.affine:
-        parameters = [rng.choice([-1, 1], length).astype(np.float32), np.zeros(length, np.float32)]
-    if rule.threshold == "channel":
-        thresholds = np.sort(rng.integers(-8, 9, (len(rule.codes) - 1, length)) / 4, axis=0).astype(np.float32)
-        thresholds[-1, ::5] = np.nan
-        thresholds[0, ::7] = -np.inf
-        parameters.append(thresholds)
-    return parameters
-
-
-def _activations(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Multiples of a quarter, so that thresholds are hit, and what else floats are."""
-    x = rng.integers(-10, 11, shape) / 4
-    special = rng.choice([-0.0, np.nan, np.inf, -np.inf, 1e-40, 0.33], shape)
-    return np.where(rng.random(shape) < 0.2, special, x).astype(np.float32)
-
-
-def _options(rule: PackRule) -> dict[str, Any]:
-    return {name: getattr(rule, name) for name in ("predicate", "threshold", "alphabet", "affine", "codes")}
-
-
 RULES = [
-    _rule(codes, per_channel=per_channel, affine=per_channel and index % 2 == 0, predicate=predicate)
+    code_rule(codes, per_channel=per_channel, affine=per_channel and index % 2 == 0, predicate=predicate)
     for index, codes in enumerate(CODES.values())
     for per_channel, predicate in ((False, "nlt" if index % 3 == 0 else "ge"), (True, "ge"))
 ]
@@ -114,61 +53,21 @@ def test_pack(cpu: str) -> None:
     functions, expected = {}, {}
     for i, rule in enumerate(RULES):
         geometry = GEOMETRIES[i % len(GEOMETRIES)]
-        x = _activations(rng, (geometry.batch, geometry.in_channels, geometry.height, geometry.width))
-        parameters = _parameters(rng, rule, geometry.in_channels)
+        x = code_activations(rng, (geometry.batch, geometry.in_channels, geometry.height, geometry.width))
+        parameters = code_parameters(rng, rule, geometry.in_channels)
         ring = i % len(rule.codes)
-        functions[f"conv{i}"] = pack_conv_activations(geometry, isa=isa, pad_code=ring, **_options(rule))
+        functions[f"conv{i}"] = pack_conv_activations(geometry, isa=isa, pad_code=ring, **pack_options(rule))
         reference = pack_conv_reference(geometry, x, rule, tuple(parameters), pad_code=ring, fused=True)
         expected[f"conv{i}"] = ([x, *parameters], reference)
         rows, features, _ = DENSE_SHAPES[i % len(DENSE_SHAPES)]
-        x, parameters = _activations(rng, (rows, features)), _parameters(rng, rule, features)
-        functions[f"dense{i}"] = pack_dense_activations(rows, features, isa=isa, **_options(rule))
+        x, parameters = code_activations(rng, (rows, features)), code_parameters(rng, rule, features)
+        functions[f"dense{i}"] = pack_dense_activations(rows, features, isa=isa, **pack_options(rule))
         reference = pack_dense_reference(x, rule, tuple(parameters), fused=True)
         expected[f"dense{i}"] = ([x, *parameters], reference)
     kernels = CompiledKernels(cpu, functions)
     for name, (inputs, reference) in expected.items():
         bits = kernels.run(name, inputs, reference.shape, "uint64")
         np.testing.assert_array_equal(bits, reference, err_msg=f"{name} {RULES[int(name.lstrip('convdes'))]}")
-
-
-def conv_case(codes: Codes, geometry: ConvGeometry, isa: Isa, seed: int) -> tuple[Any, list[Array], Array]:
-    """The kernel, its arguments, and the integers it must give (plain) or what an epilogue makes of them."""
-    rng = np.random.default_rng(seed)
-    rule = _rule(codes)
-    x = _activations(rng, (geometry.batch, geometry.in_channels, geometry.height, geometry.width))
-    signs = rng.random((geometry.out_channels, geometry.group_in_channels, *geometry.kernel)) < 0.5
-    bits = pack_conv_reference(geometry, x, rule, (), pad_code=codes.pad_code or 0, fused=True)
-    options: dict[str, Any] = {
-        "alphabet": codes.alphabet, "zero_padded": codes.pad_code is None, "zero": codes.zero,
-    }  # fmt: skip
-    constants = popcount_conv2d_constants(geometry, signs, **options)
-    values = values_of(binarise(x, rule, (), fused=True), codes.alphabet, codes.zero)
-    z = conv2d_reference(geometry, values, signs, codes.padding)
-    if seed % 2 == 0:
-        kernel = popcount_conv2d(geometry, has_scale=False, has_bias=False, out_dtype="int32", isa=isa, **options)
-        return kernel, [bits, *constants], z
-    scale, bias = rng.standard_normal((2, geometry.out_channels)).astype(np.float32)
-    column = (-1, 1, 1)
-    y = epilogue_reference(z, scale.reshape(column), bias.reshape(column), fused=isa.fused_multiply_add)
-    return popcount_conv2d(geometry, has_scale=True, has_bias=True, isa=isa, **options), [
-        bits, *constants, scale, bias,
-    ], y  # fmt: skip
-
-
-def dense_case(codes: Codes, shape: tuple[int, int, int], isa: Isa, seed: int) -> tuple[Any, list[Array], Array]:
-    """The kernel, its arguments and the integers it must give."""
-    rng = np.random.default_rng(seed)
-    rows, in_features, out_features = shape
-    rule = _rule(codes)
-    x = _activations(rng, (rows, in_features))
-    signs = rng.random((out_features, in_features)) < 0.5
-    bits = pack_dense_reference(x, rule, (), fused=True)
-    constants = popcount_dense_constants(signs, alphabet=codes.alphabet, zero=codes.zero)
-    z = dense_reference(values_of(binarise(x, rule, (), fused=True), codes.alphabet, codes.zero), signs)
-    kernel = popcount_dense(
-        *shape, alphabet=codes.alphabet, zero=codes.zero, has_scale=False, has_bias=False, out_dtype="int32", isa=isa
-    )
-    return kernel, [bits, *constants], z
 
 
 def _check(cpu: str, cases: dict[str, tuple[Any, list[Array], Array]]) -> None:
@@ -211,7 +110,7 @@ def test_no_counter_overflows(cpu: str) -> None:
     cases = {}
     for bits, depth in itertools.product((2, 3, 4), (2 * 64, 2 * 64 + 1, 10 * 64, 11 * 64, 32 * 64, 5000 * 64)):
         codes = Codes(f"unsigned{bits}", tuple(range(1 << bits)))  # type: ignore[arg-type]
-        rule = _rule(codes)
+        rule = code_rule(codes)
         signs = np.zeros((9, depth), np.bool_)
         packed = pack_dense_reference(np.full((1, depth), 5, np.float32), rule, (), fused=True)
         constants = popcount_dense_constants(signs, alphabet=codes.alphabet)
