@@ -32,6 +32,14 @@ SEEDS = [
         i = If(c) <then_branch = a () => (float[1,2,4,4] u) { u = Abs(n) },
                    else_branch = b () => (float[1,2,4,4] v) { v = Neg(n) }>
         m = MaxPool<kernel_shape = [2, 2]>(i) r = ReduceMean<axes = [2, 3]>(m) y = Reshape(r, t) }""",
+    """g (float[1,4,6,6] x) => (float[1,4,6,6] y)
+        <float s = {0.5}, float z = {0}, float b = {2}, float[4,2] t = {0, 1, 0, 1, 0, 1, -1, 1}> {
+        q = qonnx.custom_op.general.Quant<signed = 1, narrow = 0, rounding_mode = "ROUND">(x, s, z, b)
+        m = finn.custom_op.general.MultiThreshold<out_scale = 2.0, data_layout = "NCHW">(q, t)
+        y = onnx.brevitas.BipolarQuant(m, s) }""",
+    """g (float16[2,3,4] x) => (float16[2,3,2] y) <float[3,3] w = {1, 1, 1, -1, -1, 1, 1, -1, 1}> {
+        h = Cast<to = 10>(w) a, b = Split<axis = 2>(x) s = Sign(a) p = Einsum<equation = "abk,bc->ack">(s, h)
+        y = Add(p, b) }""",
 ]
 
 EXTREMES = [0, -1, 1, 2, 3, 7, 2**16, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1, -(2**31), -(2**63)]
