@@ -17,6 +17,7 @@ from bnn_compiler.passes import (
     FoldBatchNorm,
     LiftDerivedConstants,
     LowerBinaryOps,
+    NarrowDoubleProducts,
     PartitionBinaryOps,
     float_pipeline,
 )
@@ -42,8 +43,8 @@ def phases(
     """The phases between the front end and code generation; the lowered layers are appended to ``layers``."""
     return (
         # Batch-norm becomes multiply-add, so that later phases see one spelling of a per-channel affine map.
-        # A 3-D convolution becomes a 2-D one, for which there are kernels.
-        Phase("normalise", (FoldBatchNorm(), FlattenConv3d())),
+        # 3-D convolutions become 2-D ones, and binary products of doubles products of floats: those have kernels.
+        Phase("normalise", (FoldBatchNorm(), FlattenConv3d(), NarrowDoubleProducts())),
         # Binary layers become composites that still carry their float semantics; all others get a reason.
         Phase("partition", (PartitionBinaryOps(algorithm=choice.algorithm, sign_zero=sign_zero),)),
         # Composites become calls of kernels, popcount or bit-sliced along a channel tree. Each layer is also a

@@ -19,6 +19,7 @@ from .flatten_conv3d import FlattenConv3d
 from .float_pipeline import float_pipeline
 from .fold_batch_norm import FoldBatchNorm
 from .lower_binary_ops import LowerBinaryOps
+from .narrow_double_products import NarrowDoubleProducts
 from .partition_binary_ops import PartitionBinaryOps
 
 
@@ -45,6 +46,7 @@ class CompileBinaryOps:
         passes = [
             FoldBatchNorm(),
             FlattenConv3d(),
+            NarrowDoubleProducts(),
             self._partition,
             LowerBinaryOps(target, ChoiceOptions(self._algorithm)),
         ]
