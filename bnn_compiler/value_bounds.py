@@ -11,7 +11,7 @@ from tvm import relax
 from tvm.ir import Call, Var
 
 from bnn_compiler.binary_weights import BinaryWeights, analyse_weights
-from bnn_compiler.constants import Array, dtype_of, elementwise_operands, op_name, prim_value, static_shape
+from bnn_compiler.constants import BINARY, Array, dtype_of, elementwise_operands, op_name, prim_value, static_shape
 from bnn_compiler.element_selection import selected_operands
 from bnn_compiler.intervals import EVERYTHING, Interval, apply_to_intervals
 from bnn_compiler.step_function import MAX_RESIDUE
@@ -113,11 +113,12 @@ def _integer_values(expr: relax.Expr, analysis: ValueSetAnalysis, depth: int) ->
         if inner is None or name == "relax.nn.max_pool2d":
             return inner
         return np.maximum(inner, np.float32(0))
-    operations = {"relax.add": np.add, "relax.subtract": np.subtract, "relax.multiply": np.multiply}
+    operations = {name: BINARY[name] for name in ("relax.add", "relax.subtract", "relax.multiply", "relax.divide")}
     if name in operations:
         inner = _integer_values(call.args[0], analysis, depth + 1)
         constant = _per_channel(analysis.constants.value(call.args[1]), static_shape(call))
-        return None if inner is None or constant is None else operations[name](inner, constant)
+        with np.errstate(all="ignore"):
+            return None if inner is None or constant is None else operations[name](inner, constant)
     return None
 
 

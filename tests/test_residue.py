@@ -286,6 +286,32 @@ def close(actual: Array, expected: float, known: ValueSet) -> Array:
         return np.asarray(np.abs(actual.astype(np.float64) - expected) <= tolerance)
 
 
+COMPARE = {
+    "ge": np.greater_equal, "gt": np.greater, "le": np.less_equal, "lt": np.less, "eq": np.equal, "ne": np.not_equal,
+}  # fmt: skip
+
+
+def check_packing(
+    found: Binarizer | NotBinary, actual: Array, finite: Array, known: ValueSet, analysis: ValueSetAnalysis, x: Array
+) -> None:
+    """The bits that a kernel would pack stand for the values that the model computes."""
+    if isinstance(found, NotBinary):
+        return
+    base = evaluate(found.base, analysis, {"x": x, "y": np.flip(x)})
+    checked = finite & (base != 0) if found.zero_taken_as_plus else finite
+    if found.predicate == "ternary":
+        packed = np.where(base > 0, found.high, np.where(base < 0, found.low, 0.0))
+    else:
+        negated = found.predicate.startswith("n") and found.predicate != "ne"
+        bit = (
+            COMPARE[found.predicate.removeprefix("n") if negated else found.predicate](base, found.threshold) ^ negated
+        )
+        packed = np.where(bit, found.high, found.low)
+    tolerance = MAX_RESIDUE * np.abs(packed) if known.rounded else 0.0
+    with np.errstate(invalid="ignore"):
+        assert np.all((np.abs(actual - packed) <= tolerance) | ~checked), found
+
+
 @settings(max_examples=300, derandomize=True, deadline=None)
 @given(st.lists(st.integers(0, 10**6), min_size=48, max_size=48))
 def test_random_chains_take_the_values_that_are_claimed(choices: Sequence[int]) -> None:
@@ -305,6 +331,7 @@ def test_random_chains_take_the_values_that_are_claimed(choices: Sequence[int]) 
     numbers = [value for value in known.values if np.isfinite(value)]
     reached = np.any([close(actual, value, known) for value in numbers], axis=0) if numbers else ~finite
     assert np.all(reached | ~finite), (known, x[~reached & finite], actual[~reached & finite])
+    check_packing(plan_binarizer(result, known, "plus"), actual, finite, known, analysis, x)
     if known.steps is None or known.steps.padding is not None:
         return
     base = evaluate(known.steps.base, analysis, {"x": x, "y": np.flip(x)})

@@ -115,6 +115,24 @@ def test_network(name: str, network: ModelFinder) -> None:
     assert {layer["reason"] for layer in layers if layer["reason"]} == reasons
 
 
+@pytest.mark.parametrize(
+    ("shift", "status", "detail"),
+    [
+        (0.25, "binary", ""),  # z/2 + 1/4 is never 0 for an integer z
+        (0.5, "binary_weight", "sign(0) = 0 is kept"),  # z = -1
+    ],
+)
+def test_whether_an_integer_reaches_zero(shift: float, status: str, detail: str) -> None:
+    model = parse(f"""g (float[2,7] x) => (float[2,3] z)
+        <float[7,3] u = {{1,-1,1, 1,1,-1, -1,-1,1, 1,-1,1, 1,1,1, -1,1,1, 1,-1,-1}},
+         float[3,3] v = {{1,-1,1, 1,1,-1, -1,-1,1}}, float two = {{2}}, float shift = {{{shift}}}>
+        {{ a = Sign(x)  y = MatMul(a, u)  h = Div(y, two)  s = Add(h, shift)  b = Sign(s)  z = MatMul(b, v) }}""")
+    module = applied(import_onnx(model).module, PartitionBinaryOps())
+    layer = json.loads(str(module.attrs["bnnc.layers"]))[1]
+    assert layer["status"] == status
+    assert detail in layer["detail"] if detail else not layer["detail"]
+
+
 def test_a_layer_that_no_kernel_takes_is_binary_all_the_same() -> None:
     model = parse("""g (double[2,8] x) => (double[2,3] y)
         <double[8,3] w = {1,-1,1, 1,1,-1, -1,-1,1, 1,-1,1, 1,1,1, -1,1,1, 1,-1,-1, 1,1,1}>
