@@ -1,12 +1,15 @@
 """Bit-sliced convolutions beside the popcount kernel and ONNX Runtime fp32: one thread, timed in turn in one run.
 
     python benchmarks/bitsliced_kernels.py [--cpu CPU] [--only SUBSTRING] [--effort fast|default|thorough]
+    python benchmarks/bitsliced_kernels.py --model MODEL.onnx [--only SUBSTRING] [--batch N]
 
 ``star`` counts every channel from the nearer root, ``tree`` along the solved channel tree. Times are microseconds, of
 kernels called on prepared buffers: ``pack`` is float to bits, which both ways need, ``planes`` is bits to bit planes.
 Ratios are of the minima, packing included on both sides; ``ratio`` is planes counted over weights. First come the
 costs of the inner loop: nanoseconds per plane with planes in L1 and in L2, beside a loop of the same full adders
-without an index table, which is the floor. The layers are in bitsliced_kernels.json.
+without an index table, which is the floor. ``bits`` is ``tree`` with thresholds and packing for the next layer in place of floats:
+the last ratio is the gain of a layer that takes and gives bits.
+The layers are in bitsliced_kernels.json, or they are the convolutions of signs in a model.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +29,18 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bnn_compiler.bench import Call, cpu_name, time_in_turn
+from bnn_compiler.build import code_generation
+from bnn_compiler.composites import binary_composites, composite_names, read_composite
+from bnn_compiler.frontend import import_onnx
+from bnn_compiler.layer_kernels import alphabet_of
+from bnn_compiler.passes import FoldBatchNorm, PartitionBinaryOps
 from bnn_compiler.schedules.bit_counter import BitSlicedCounter
 from bnn_compiler.schedules.bit_planes import make_bit_planes
+from bnn_compiler.schedules.bitsliced_bits import (
+    bitsliced_conv2d_bits,
+    bitsliced_conv2d_bits_constants,
+    pack_bit_rows,
+)
 from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants, make_layout
 from bnn_compiler.schedules.channel_program import (
     ALL_MINUS,
@@ -54,11 +67,14 @@ Effort = Literal["fast", "default", "thorough"]
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution of random ±1 weights, or (``flip``) of channels that differ from one vector in few weights."""
+    """A convolution; ``signs`` of its weights are bool [O, Cg, kh, kw].
+
+    From the layer file its weights are random ±1, or channels that differ from one vector in few weights (``flip``).
+    """
 
     name: str
     geometry: ConvGeometry
-    flip: float | None
+    signs: NDArray[np.bool_]
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Layer:
@@ -66,15 +82,26 @@ class Layer:
         conv: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in entry["conv"].items()
         }
-        return cls(entry["name"], ConvGeometry(batch=entry.get("batch", 1), **conv), entry.get("flip"))
-
-    def signs(self) -> NDArray[np.bool_]:
-        """The signs of the weights, bool [O, C, kh, kw]."""
+        geometry = ConvGeometry(batch=entry.get("batch", 1), **conv)
         rng = np.random.default_rng(0)
-        shape = (self.geometry.out_channels, self.geometry.group_in_channels, *self.geometry.kernel)
-        if self.flip is None:
-            return np.asarray(rng.random(shape) < 0.5)
-        return np.asarray((rng.random((1, *shape[1:])) < 0.5) ^ (rng.random(shape) < self.flip))
+        shape = (geometry.out_channels, geometry.group_in_channels, *geometry.kernel)
+        common = rng.random((1, *shape[1:])) < 0.5 if "flip" in entry else False
+        return cls(entry["name"], geometry, common ^ (rng.random(shape) < entry.get("flip", 0.5)))
+
+
+def layers_of_model(path: Path, batch: int) -> list[Layer]:
+    """The convolutions of signs in a model that pad with zeros, at another batch size."""
+    imported = import_onnx(path)
+    with parse_target("native").tvm_target:
+        module = tvm.transform.Sequential([FoldBatchNorm(), PartitionBinaryOps()])(imported.module)
+    layers = []
+    for function in binary_composites(module).values():
+        spec = read_composite(function)
+        if spec.geometry is not None and spec.ring is None and alphabet_of(spec) == "bipolar":
+            geometry = replace(spec.geometry, batch=batch)
+            sizes = f"{geometry.in_channels}->{geometry.out_channels} at {geometry.out_height}x{geometry.out_width}"
+            layers.append(Layer(f"{sizes}, {composite_names(function).node}", geometry, spec.binary_weights.signs))
+    return layers
 
 
 class Kernels:
@@ -90,9 +117,14 @@ class Kernels:
         self._functions[name] = function.with_attr("global_symbol", name)
         self._arguments[name] = list(arguments)
 
+    def argument(self, name: str, index: int) -> Any:
+        """A tensor that a kernel is called with."""
+        return self._arguments[name][index]
+
     def calls(self) -> dict[str, Call]:
         """Build, and return one call per kernel, in the order they were added."""
-        executable = tvm.compile(tvm.IRModule(self._functions), target=self._target)
+        with code_generation():
+            executable = tvm.compile(tvm.IRModule(self._functions), target=self._target)
 
         def call_of(name: str) -> Call:
             function, arguments = executable[name], self._arguments[name]
@@ -137,14 +169,14 @@ def peer_call(geometry: ConvGeometry, signs: NDArray[np.bool_], x: NDArray[np.fl
     return lambda: session.run(None, {"x": x})
 
 
-def measure(layer: Layer, target: tvm.target.Target, effort: Effort) -> None:
-    """Time one layer every way, check that all agree, and print its line."""
-    geometry, isa, signs = layer.geometry, detect_isa(target), layer.signs()
+def measure(layer: Layer, target: tvm.target.Target, effort: Effort) -> list[float]:
+    """Time one layer every way, check that all agree, print its line, and return its ratios."""
+    geometry, isa, signs = layer.geometry, detect_isa(target), layer.signs
     layout = make_layout(geometry, "bipolar", isa)
-    vectors = signs.reshape(len(signs), -1)
+    vectors = signs.reshape(geometry.groups, geometry.group_out_channels, -1)
     programs = {
-        "star": make_program(layout, [star(vectors)]),
-        "tree": make_program(layout, [solved(vectors, 32.0, effort)]),
+        "star": make_program(layout, [star(group) for group in vectors]),
+        "tree": make_program(layout, [solved(group, 32.0, effort) for group in vectors]),
     }
     x = np.random.default_rng(1).standard_normal(
         (geometry.batch, geometry.in_channels, geometry.height, geometry.width)
@@ -162,22 +194,43 @@ def measure(layer: Layer, target: tvm.target.Target, effort: Effort) -> None:
     for name, program in programs.items():
         constants = bitsliced_conv2d_constants(layout, signs, zero_padded=True)
         function = bitsliced_conv2d(layout, program, constants, has_scale=False, has_bias=False, isa=isa)
-        kernels.add(name, function, [planes, *map(tensor, (program.indices, program.nodes, *constants)), outputs[name]])
+        rows = [program.first_rows] if geometry.groups > 1 else []
+        tables = [program.indices, program.nodes, *rows]
+        kernels.add(name, function, [planes, *map(tensor, (*tables, *constants)), outputs[name]])
+    thresholds = np.zeros(len(signs), np.int64)
+    bounds = bitsliced_conv2d_bits_constants(layout, signs, thresholds, thresholds > 0, zero_padded=True)
+    bit_rows = tensor(np.zeros((len(signs), layout.words_per_row), np.uint64))
+    reader = _reader(geometry)
+    next_bits = tensor(np.zeros(conv_bits_shape(reader, "bipolar"), np.uint64))
+    count_bits = bitsliced_conv2d_bits(layout, programs["tree"], bounds, isa=isa)
+    kernels.add("count_bits", count_bits, [planes, *map(tensor, (*tables, *bounds)), bit_rows])
+    kernels.add("pack_rows", pack_bit_rows(layout, reader, pad_bit=0), [bit_rows, next_bits])
+    kernels.add("pack_next", pack_conv_activations(reader, isa=isa), [outputs["tree"], tensor(next_bits.numpy())])
     calls = kernels.calls()
     for call in calls.values():
         call()
     for name in programs:
         np.testing.assert_array_equal(outputs[name].numpy(), outputs["popcount"].numpy())
+    np.testing.assert_array_equal(next_bits.numpy(), kernels.argument("pack_next", -1).numpy())
     times = [min(seconds) * 1e6 for seconds in time_in_turn([*calls.values(), peer_call(geometry, signs, x)], ROUNDS)]
     took = dict(zip([*calls, "fp32"], times, strict=True))
     ours = {name: took["pack"] + took["planes"] + took[name] for name in programs}
+    bits = took["planes"] + took["count_bits"] + took["pack_rows"]
+    popcount_us = took["pack"] + took["popcount"]
+    ratios = [popcount_us / ours["star"], popcount_us / ours["tree"], took["fp32"] / ours["tree"], ours["tree"] / bits]
     print(
-        f"{layer.name:27} {took['fp32']:8.0f} {took['pack']:6.1f} {took['popcount']:8.1f} {took['planes']:6.1f}"
-        f" {took['star']:8.1f} {took['tree']:8.1f} {programs['tree'].planes / vectors.size:6.3f}"
-        f" {(took['pack'] + took['popcount']) / ours['star']:6.2f}"
-        f" {(took['pack'] + took['popcount']) / ours['tree']:6.2f} {took['fp32'] / ours['tree']:6.1f}",
+        f"{layer.name:36} {took['fp32']:8.0f} {took['pack']:6.1f} {took['popcount']:8.1f} {took['planes']:6.1f}"
+        f" {took['star']:8.1f} {took['tree']:8.1f} {bits:8.1f} {programs['tree'].planes / signs.size:6.3f}"
+        f" {ratios[0]:6.2f} {ratios[1]:6.2f} {ratios[2]:6.1f} {ratios[3]:6.2f}",
         flush=True,
     )
+    return ratios
+
+
+def _reader(writer: ConvGeometry) -> ConvGeometry:
+    """A convolution of the writer's output, padded by one."""
+    shape = (writer.batch, writer.out_channels, writer.out_height, writer.out_width)
+    return ConvGeometry(*shape, 1, (3, 3), pads=(1, 1, 1, 1))
 
 
 def measure_loop(target: tvm.target.Target) -> None:
@@ -259,20 +312,26 @@ def main() -> None:
     parser.add_argument("--cpu", help="compile for this CPU instead of this machine's, to measure its kernels")
     parser.add_argument("--only", default="", help="layers whose name contains this")
     parser.add_argument("--effort", default="default", choices=("fast", "default", "thorough"), help="of the solver")
+    parser.add_argument("--model", type=Path, help="measure the convolutions of signs of this ONNX model instead")
+    parser.add_argument("--batch", type=int, default=1, help="of the model's layers")
     options = parser.parse_args()
     target_text = f"llvm -mcpu={options.cpu}" if options.cpu else "native"
     target = parse_target(target_text).tvm_target
-    layers = [Layer.from_json(entry) for entry in json.loads(LAYERS.read_text(encoding="utf-8"))]
+    if options.model is not None:
+        layers = layers_of_model(options.model, options.batch)
+    else:
+        layers = [Layer.from_json(entry) for entry in json.loads(LAYERS.read_text(encoding="utf-8"))]
     print(f"{cpu_name()}, target {target_text}, one thread; microseconds are minima")
     measure_loop(target)
-    print(f"{'':27} {'':8} {'':6} {'':8} {'':6} {'':8} {'':8} {'':6}  ÷ popcount    ÷ fp32")
+    print(f"{'':36} {'':8} {'':6} {'':8} {'':6} {'':8} {'':8} {'':8} {'':6}  ÷ popcount    ÷ fp32 ÷ bits")
     print(
-        f"{'':27} {'fp32':>8} {'pack':>6} {'popcount':>8} {'planes':>6} {'star':>8} {'tree':>8} {'ratio':>6}"
-        f" {'star':>6} {'tree':>6} {'tree':>6}"
+        f"{'':36} {'fp32':>8} {'pack':>6} {'popcount':>8} {'planes':>6} {'star':>8} {'tree':>8} {'bits':>8}"
+        f" {'ratio':>6} {'star':>6} {'tree':>6} {'tree':>6} {'tree':>6}"
     )
-    for layer in layers:
-        if options.only in layer.name:
-            measure(layer, target, options.effort)
+    ratios = [measure(layer, target, options.effort) for layer in layers if options.only in layer.name]
+    if len(ratios) > 1:
+        means = np.exp(np.log(ratios).mean(axis=0))
+        print(f"{'geometric mean':100} {means[0]:6.2f} {means[1]:6.2f} {means[2]:6.1f} {means[3]:6.2f}")
 
 
 if __name__ == "__main__":
