@@ -7,8 +7,8 @@
 kernels called on prepared buffers: ``pack`` is float to bits, which both ways need, ``planes`` is bits to bit planes.
 Ratios are of the minima, packing included on both sides; ``ratio`` is planes counted over weights. First come the
 costs of the inner loop: nanoseconds per plane with planes in L1 and in L2, beside a loop of the same full adders
-without an index table, which is the floor. ``bits`` is ``tree`` with thresholds and packing for the next layer in place of floats:
-the last ratio is the gain of a layer that takes and gives bits.
+without an index table, which is the floor. ``bits`` is ``tree`` with thresholds and packing for the next layer in place
+of floats: the last ratio is the gain of a layer that takes and gives bits.
 The layers are in bitsliced_kernels.json, or they are the convolutions of signs in a model.
 """
 
