@@ -60,3 +60,11 @@ def test_a_bit_that_changes_twice_is_no_threshold(predicate: str) -> None:
 def test_three_valued_readers_have_two_bits() -> None:
     mapped = OutputMap(np.ones(4, np.float32), None, exact=True)
     assert bit_thresholds(mapped, FAN_IN, binary_conv(READER, predicate="ternary"), fused=True) is None
+
+
+def test_readers_of_codes_have_several_bits() -> None:
+    mapped = OutputMap(np.ones(4, np.float32), None, exact=True)
+    thresholds = np.array([-1, 0, 1], np.float32)
+    levels = (-3.0, -1.0, 1.0, 3.0)
+    reader = binary_conv(READER, threshold=thresholds, levels=levels, low=-3.0, high=3.0)
+    assert bit_thresholds(mapped, FAN_IN, reader, fused=True) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -113,3 +115,9 @@ def test_gamma_is_monotone_and_bounded() -> None:
     values = [gamma(n) for n in (1, 10, 10**4, 10**6, 10**7, 10**8)]
     assert values == sorted(values)
     assert values[0] == pytest.approx(UNIT_ROUNDOFF, rel=1e-6) and values[-1] == 1.0
+
+
+def test_the_bound_grows_with_the_activations() -> None:
+    """Terms of up to three units of z round three times as much as terms of one."""
+    layer = make_layer(0.3)
+    np.testing.assert_allclose(error_bound(replace(layer, reach=3.0)), 3 * error_bound(layer), rtol=1e-12)

@@ -201,3 +201,16 @@ def test_conv(name: str) -> None:
 @pytest.mark.parametrize("name", QUANTISERS)
 def test_dense(name: str) -> None:
     check(*dense_model(QUANTISERS[name][0]), name, padded=False)
+
+
+@pytest.mark.parametrize("algorithm", ["bitsliced", "float"])
+def test_other_algorithms(algorithm: str) -> None:
+    """No bit-sliced kernel takes codes: popcount stands in. Forced float computes the quantiser as the model has it."""
+    model, shape = conv_model(integers(2))
+    compiled = bnn_compiler.compile_model(model.SerializeToString(), algorithm=algorithm)
+    (layer,) = compiled.report["layers"]
+    assert layer["algorithm"] == ("float" if algorithm == "float" else "popcount")
+    x = inputs(shape)
+    (actual,) = compiled.run({"x": x}).values()
+    (expected,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_array_equal(actual, expected)
