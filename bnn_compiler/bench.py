@@ -85,9 +85,11 @@ class Timing:
         }
 
 
-def time_in_turn(calls: Sequence[Call], rounds: int = ROUNDS) -> list[tuple[float, ...]]:
-    """Seconds per call of each of ``calls``, measured in turn, ``rounds`` values each."""
-    counts = [_calibrate(call) for call in calls]
+def time_in_turn(
+    calls: Sequence[Call], rounds: int = ROUNDS, round_seconds: float = ROUND_SECONDS
+) -> list[tuple[float, ...]]:
+    """Seconds per call of each of ``calls``, measured in turn, ``rounds`` values each, over ``round_seconds``."""
+    counts = [_calibrate(call, round_seconds) for call in calls]
     seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for call, count, times in zip(calls, counts, seconds, strict=True):
@@ -98,7 +100,7 @@ def time_in_turn(calls: Sequence[Call], rounds: int = ROUNDS) -> list[tuple[floa
     return [tuple(times) for times in seconds]
 
 
-def _calibrate(call: Call) -> int:
+def _calibrate(call: Call, round_seconds: float) -> int:
     """Warm up, and return how many calls fill a round."""
     start = time.perf_counter()
     calls = 0
@@ -106,7 +108,7 @@ def _calibrate(call: Call) -> int:
         call()
         calls += 1
     per_call = (time.perf_counter() - start) / calls
-    return max(1, int(ROUND_SECONDS / per_call))
+    return max(1, int(round_seconds / per_call))
 
 
 def bench_network(

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from bnn_compiler.bit_thresholds import bit_thresholds
 from bnn_compiler.constants import Array
 from bnn_compiler.cost_model import CostModel
 from bnn_compiler.derived_constant import Constant, DerivedConstant
+from bnn_compiler.kernel_work import ListWork
 from bnn_compiler.layer_kernels import Kernel, LayerKernels, alphabet_of, output_map, pack_kernel, ring_code
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.schedules.bit_planes import PlaneLayout, make_bit_planes
@@ -20,7 +22,14 @@ from bnn_compiler.schedules.bitsliced_bits import (
     pack_bit_rows,
 )
 from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants, make_layout
-from bnn_compiler.schedules.channel_program import ALL_MINUS, ALL_PLUS, MOST_PLANES, ChannelTree, make_program
+from bnn_compiler.schedules.channel_program import (
+    ALL_MINUS,
+    ALL_PLUS,
+    LONG_BLOCK,
+    MOST_PLANES,
+    ChannelTree,
+    make_program,
+)
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.popcount import WORD_BITS
 from bnn_compiler.schedules.popcount_conv import conv_bits_shape
@@ -68,26 +77,16 @@ class BitslicedPlan:
         return sum(len(tree.vectors) for tree in self.trees)
 
     @property
-    def vectors(self) -> float:
-        """Vectors of pixels, narrower ones as their fraction of the widest."""
-        return float(sum(run.blocks * run.lanes for run in self.layout.runs)) / self.layout.lanes
-
-    @property
     def cost_ratio(self) -> float:
         """Planes added ÷ weights."""
         weights = sum(int(tree.channels) * int(tree.vectors.shape[1]) for tree in self.trees)
         return self.additions / weights
 
-    def nanoseconds(self, model: CostModel) -> float:
-        """Predicted time of the planes and the counting kernel."""
-        return model.bitsliced_ns(
-            self.layout.geometry,
-            taps=self.layout.taps,
-            blocks=self.vectors,
-            lanes=self.layout.lanes,
-            additions=self.additions,
-            nodes=self.nodes,
-        )
+    @property
+    def lists(self) -> ListWork:
+        """The lists of planes of all groups."""
+        lengths = np.concatenate([_list_lengths(tree) for tree in self.trees])
+        return ListWork.of_lists(_alphabet_lengths(self.layout, lengths), self.nodes)
 
 
 def can_be_bitsliced(spec: BinarySpec, isa: Isa) -> bool:
@@ -97,33 +96,46 @@ def can_be_bitsliced(spec: BinarySpec, isa: Isa) -> bool:
     return make_layout(spec.geometry, alphabet_of(spec), isa).taps + 1 <= MOST_PLANES
 
 
-def optimistic_nanoseconds(spec: BinarySpec, isa: Isa, model: CostModel) -> float:
-    """The time along a better tree than is likely: a cheap test of whether it is worth being solved.
+def optimistic_lists(spec: BinarySpec, layout: PlaneLayout) -> ListWork:
+    """The lists of a better tree than is likely: a cheap test of whether it is worth being solved.
 
     Every channel is an edge away from its nearest other channel or root, and synthetic nodes save up to
     ``_SYNTHETIC_SAVING`` of a plain tree.
     """
-    assert spec.geometry is not None
-    nearest = _nearest_distances(spec.binary_weights.signs.reshape(spec.geometry.groups, -1, spec.fan_in))
-    layout = make_layout(spec.geometry, alphabet_of(spec), isa)
-    blocks = sum(run.blocks * run.lanes for run in layout.runs) / layout.lanes
-    return model.bitsliced_ns(
-        spec.geometry,
-        taps=layout.taps,
-        blocks=blocks,
-        lanes=layout.lanes,
-        additions=nearest * (1 - _SYNTHETIC_SAVING),
-        nodes=spec.out_channels,
+    planes = _nearest_distances(_group_signs(spec)) * (1 - _SYNTHETIC_SAVING)
+    if layout.plane_stride:
+        planes *= 2
+    return ListWork(planes / LONG_BLOCK, 0.0, spec.out_channels)
+
+
+def star_plan(spec: BinarySpec, isa: Isa) -> BitslicedPlan:
+    """Every channel from the nearer root: no tree is solved."""
+    layout = _layout(spec, isa)
+    return BitslicedPlan(layout, tuple(_star(group.astype(np.uint8)) for group in _group_signs(spec)))
+
+
+def _star(signs: npt.NDArray[np.uint8]) -> SolvedTree:
+    channels, weights = signs.shape
+    plus = signs.sum(axis=1, dtype=np.int64)
+    nearer = np.minimum(plus, weights - plus)
+    return SolvedTree(
+        parents=np.full(channels, -1, np.int64),
+        roots=tuple("plus" if 2 * ones > weights else "minus" for ones in plus),
+        negated=np.zeros(channels, np.bool_),
+        vectors=signs,
+        channels=channels,
+        max_depth=1,
+        node_overhead=0.0,
+        lower_bound=float(nearer.sum()),
+        bound_problem="star",
+        method="star",
     )
 
 
 def plan_bitsliced(spec: BinarySpec, isa: Isa, model: CostModel, planning: TreePlanning) -> BitslicedPlan:
     """Solve the trees of a convolution, one per group."""
-    assert spec.geometry is not None
-    layout = make_layout(spec.geometry, alphabet_of(spec), isa)
-    groups = spec.geometry.groups
-    signs = spec.binary_weights.signs.reshape(groups, spec.geometry.group_out_channels, -1)
-    overhead = model.node_overhead(layout.taps, layout.lanes)
+    layout = _layout(spec, isa)
+    overhead = model.node_overhead(layout)
     trees = tuple(
         solve_channel_tree(
             group.astype(np.uint8),
@@ -133,7 +145,7 @@ def plan_bitsliced(spec: BinarySpec, isa: Isa, model: CostModel, planning: TreeP
             seed=planning.seed,
             cache=planning.cache,
         )
-        for group in signs
+        for group in _group_signs(spec)
     )
     return BitslicedPlan(layout, trees)
 
@@ -147,11 +159,11 @@ def bitsliced_kernels(spec: BinarySpec, isa: Isa, plan: BitslicedPlan) -> LayerK
     assert spec.geometry is not None
     layout, alphabet = plan.layout, alphabet_of(spec)
     signs = spec.binary_weights.signs
-    _check_trees(signs.reshape(spec.geometry.groups, spec.geometry.group_out_channels, -1), plan.trees)
+    _check_trees(_group_signs(spec), plan.trees)
     mapped = output_map(spec)
     trees = [_as_program_tree(tree) for tree in plan.trees]
     program = make_program(layout, trees)
-    zero_padded = spec.ring is None and any(spec.geometry.pads)
+    zero_padded = spec.is_zero_padded
     constants = bitsliced_conv2d_constants(layout, signs, zero_padded=zero_padded)
     function = bitsliced_conv2d(
         layout, program, constants, has_scale=mapped.scaled is not None, has_bias=mapped.bias is not None, isa=isa
@@ -181,6 +193,31 @@ def bitsliced_kernels(spec: BinarySpec, isa: Isa, plan: BitslicedPlan) -> LayerK
         return Kernel(count, (*tables, *bounds), rows, "uint64"), Kernel(pack, (), bits, "uint64")
 
     return LayerKernels("bitsliced", stages, mapped, bits_for)
+
+
+def _layout(spec: BinarySpec, isa: Isa) -> PlaneLayout:
+    assert spec.geometry is not None
+    return make_layout(spec.geometry, alphabet_of(spec), isa)
+
+
+def _group_signs(spec: BinarySpec) -> Array:
+    """Signs bool [G, M, N]."""
+    assert spec.geometry is not None
+    return spec.binary_weights.signs.reshape(spec.geometry.groups, spec.geometry.group_out_channels, -1)
+
+
+def _list_lengths(tree: SolvedTree) -> Array:
+    """Planes that each node takes away and adds, int64 [nodes, 2]."""
+    after = tree.vectors.astype(np.bool_)
+    before = after[np.maximum(tree.parents, 0)]
+    rooted = tree.parents < 0
+    before[rooted] = np.array([root == "plus" for root in tree.roots])[rooted, None]
+    return np.stack([(before & ~after).sum(axis=1), (after & ~before).sum(axis=1)], axis=1)
+
+
+def _alphabet_lengths(layout: PlaneLayout, lengths: Array) -> Array:
+    """Under three-valued activations a weight that differs is a plane in both lists."""
+    return np.repeat(lengths.sum(axis=1, keepdims=True), 2, axis=1) if layout.plane_stride else lengths
 
 
 def _check_trees(signs: Array, trees: tuple[SolvedTree, ...]) -> None:

@@ -1,116 +1,101 @@
 """What a binary convolution costs by each kernel, in nanoseconds, predicted from its sizes.
 
-Both kernels are sums of terms, each a count of operations that the shape determines times a coefficient:
-
-    popcount     words·pixels·channels · word   +  outputs · output   +  column words · column   +  call
-    bit-sliced   planes·blocks · plane  +  plane additions·blocks · add(working set)  +  nodes·blocks · node
-                 +  outputs · output   +  call
-
-where a block is one vector of output pixels. ``add`` grows from ``add_l1`` to ``add_l2`` as the planes of a block
-outgrow the first-level cache. Packing floats to bits is the same for both and left out.
-
-The coefficients are measured per instruction set by ``benchmarks/calibrate_cost_model.py`` and lie in
-``cost_model.json``; for one that was not measured those of the nearest one are taken: only their ratios matter.
+A kernel's time is a sum over its operations of how often it does them (``kernel_work.py``) times what one takes. The
+times are measured per instruction set by ``benchmarks/calibrate_cost_model.py`` and lie in ``cost_model.json``; for an
+instruction set that was not measured those of the nearest one are taken: only their ratios matter. Packing floats to
+bits is part of every prediction.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bnn_compiler.kernel_work import ListWork, Work, counting_work, pack_work, planes_work, popcount_work
+from bnn_compiler.schedules.bit_planes import PlaneLayout
+from bnn_compiler.schedules.channel_program import LONG_BLOCK, SHORT_BLOCK
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa
+from bnn_compiler.schedules.popcount import Alphabet
 
 _COEFFICIENTS = Path(__file__).with_suffix(".json")
 #: Which measured instruction set stands in for one that was not.
 _NEAREST = {"neon": "avx2_lookup"}
-_WORD_BITS = 64
+
+Costs = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class PopcountCosts:
-    """Nanoseconds; ``word`` per 64-bit word of a pixel and channel."""
+class Caches:
+    """Bytes of the data caches of the machine that was measured."""
 
-    word: float
-    output: float
-    column: float
-    call: float
-
-
-@dataclass(frozen=True)
-class BitslicedCosts:
-    """Nanoseconds per vector of pixels (``plane``, ``add_*``, ``node``) or per output."""
-
-    plane: float
-    add_l1: float
-    add_l2: float
-    node: float
-    output: float
-    call: float
+    l1: int
+    l2: int
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Coefficients of one instruction set; ``l1_bytes`` of its first-level data cache where they were measured."""
+    """Nanoseconds per operation of each kernel, for one instruction set."""
 
-    popcount: PopcountCosts
-    bitsliced: BitslicedCosts
-    l1_bytes: int
+    pack: Costs
+    popcount: Costs
+    planes: Costs
+    counting: Costs
+    caches: Caches
 
-    def popcount_ns(self, geometry: ConvGeometry, words: int) -> float:
-        """The popcount kernel; ``words`` 64-bit words per pixel, group and tap."""
-        pixels = geometry.batch * geometry.out_height * geometry.out_width
-        depth = words * geometry.kernel[0] * geometry.kernel[1]
-        costs = self.popcount
-        return (
-            costs.word * depth * pixels * geometry.out_channels
-            + costs.output * pixels * geometry.out_channels
-            + costs.column * depth * pixels * geometry.groups
-            + costs.call
-        )
+    def popcount_ns(self, geometry: ConvGeometry, alphabet: Alphabet, isa: Isa, *, zero_padded: bool) -> float:
+        """Packing and the popcount kernel."""
+        work = popcount_work(geometry, alphabet, isa, zero_padded=zero_padded)
+        return self._pack_ns(geometry) + nanoseconds(self.popcount, work)
 
-    def bitsliced_ns(
-        self, geometry: ConvGeometry, *, taps: int, blocks: float, lanes: int, additions: float, nodes: float
-    ) -> float:
-        """The bit-sliced kernels; ``additions`` of planes and ``nodes`` are those of all groups together.
+    def bitsliced_ns(self, layout: PlaneLayout, lists: ListWork, *, zero_padded: bool) -> float:
+        """Packing and the bit-sliced kernels."""
+        counting = counting_work(layout, lists, zero_padded=zero_padded, l1=self.caches.l1, l2=self.caches.l2)
+        planes = nanoseconds(self.planes, planes_work(layout))
+        return self._pack_ns(layout.geometry) + planes + nanoseconds(self.counting, counting)
 
-        ``blocks`` counts vectors of ``lanes`` 64-bit words (a narrower one as its fraction), ``taps`` planes a group.
+    def _pack_ns(self, geometry: ConvGeometry) -> float:
+        return nanoseconds(self.pack, pack_work(geometry, l2=self.caches.l2))
+
+    def node_overhead(self, layout: PlaneLayout) -> float:
+        """What a synthetic node of a channel tree costs beside the planes of its edge, in planes.
+
+        That is the node, and what its two lists lose by being padded and by ending in short blocks.
         """
-        costs = self.bitsliced
-        outputs = geometry.batch * geometry.out_height * geometry.out_width * geometry.out_channels
-        return (
-            costs.plane * taps * geometry.groups * blocks
-            + self.addition_ns(taps, lanes) * additions * blocks
-            + costs.node * nodes * blocks
-            + costs.output * outputs
-            + costs.call
-        )
 
-    def addition_ns(self, taps: int, lanes: int) -> float:
-        """One plane added for one vector of pixels."""
-        working_set = taps * lanes * _WORD_BITS // 8
-        outside = max(0.0, 1.0 - self.l1_bytes / working_set) if working_set else 0.0
-        return self.bitsliced.add_l1 + (self.bitsliced.add_l2 - self.bitsliced.add_l1) * outside
+        def counted(lists: ListWork) -> float:
+            work = counting_work(layout, lists, zero_padded=False, l1=self.caches.l1, l2=self.caches.l2)
+            return nanoseconds(self.counting, work)
 
-    def node_overhead(self, taps: int, lanes: int) -> float:
-        """What a node of a channel tree costs beside its planes, in plane additions."""
-        return self.bitsliced.node / self.addition_ns(taps, lanes)
+        nothing = counted(ListWork(0, 0, 0))
+        plane = (counted(ListWork(1, 0, 0)) - nothing) / LONG_BLOCK
+        # A list ends anywhere: half of the short blocks that make a long one, the last of them half full.
+        short_blocks = (LONG_BLOCK / SHORT_BLOCK - 1) / 2
+        ending = 2 * (short_blocks * SHORT_BLOCK - SHORT_BLOCK / 2)
+        return max(0.0, (counted(ListWork(0, 2 * short_blocks, 1)) - nothing) / plane - ending)
 
 
-def load_cost_model(isa: Isa) -> CostModel:
-    """The coefficients for ``isa``, or for the nearest measured instruction set."""
-    models = _read_models()
-    return models.get(isa.popcount) or models[_NEAREST[isa.popcount]]
+def nanoseconds(costs: Costs, work: Work) -> float:
+    """The time of ``work``.
+
+    Raises:
+        KeyError: it holds an operation that was not measured.
+    """
+    return sum(costs[name] * count for name, count in work.items())
 
 
 @functools.cache
-def _read_models() -> dict[str, CostModel]:
+def load_cost_model(isa: Isa) -> CostModel:
+    """The costs for ``isa``, or for the nearest measured instruction set."""
     entries = json.loads(_COEFFICIENTS.read_text(encoding="utf-8"))["instruction_sets"]
-    return {
-        name: CostModel(
-            PopcountCosts(**entry["popcount"]), BitslicedCosts(**entry["bitsliced"]), int(entry["l1_bytes"])
-        )
-        for name, entry in entries.items()
-    }
+    entry = entries.get(isa.popcount) or entries[_NEAREST[isa.popcount]]
+    return CostModel(
+        pack=entry["pack"],
+        popcount=entry["popcount"],
+        planes=entry["planes"],
+        counting=entry["counting"],
+        caches=Caches(**entry["caches"]),
+    )

@@ -18,10 +18,11 @@ import tvm
 from bnn_compiler.bitsliced_layer import TreePlanning
 from bnn_compiler.build import build_library
 from bnn_compiler.compiled_network import CompiledNetwork
-from bnn_compiler.errors import ModelError, OpenShapeError, UsageError
+from bnn_compiler.errors import ModelError, OpenShapeError, TargetError, UsageError
 from bnn_compiler.frontend import ImportedModel, import_onnx
 from bnn_compiler.frontend.model_file import load_model
 from bnn_compiler.kernel_choice import ChoiceOptions
+from bnn_compiler.kernel_measurement import Measurement
 from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.options import CompileOptions
 from bnn_compiler.passes.partition_binary_ops import LAYERS_ATTR
@@ -38,6 +39,8 @@ ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
 INSPECTED_SIZES = (224, 32, 28, 8)
 """Of images: ImageNet's, CIFAR's, MNIST's, and a small one."""
 
+#: Where lowering begins and ends in the fraction of the phases done.
+_LOWERING = (0.4, 0.6)
 _CHOICES = {"algorithm": ("auto", "popcount", "bitsliced", "float"), "sign_zero": ("plus", "exact")}
 
 
@@ -57,6 +60,7 @@ def compile_model(
     algorithm: str = "auto",
     sign_zero: str = "plus",
     max_depth: int = 8,
+    measure: bool = False,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     verify: bool = True,
     dump_dir: str | os.PathLike[str] | None = None,
@@ -66,15 +70,18 @@ def compile_model(
 
     ``target`` is ``native`` or the text of a TVM LLVM target such as ``llvm -mcpu=cortex-a72``; ``algorithm`` one of
     ``auto``, ``popcount``, ``bitsliced``, ``float``; ``sign_zero`` one of ``plus``, ``exact`` (see ``CompileOptions``);
-    ``max_depth`` bounds channel trees. ``input_shapes`` fixes inputs whose shapes the model leaves open. ``progress``
-    is called with a stage's name and the fraction done.
+    ``max_depth`` bounds channel trees. ``measure`` chooses each layer's kernels by their times on this machine instead
+    of predicted ones; times are remembered, but measured anew they can lead to another library. ``input_shapes`` fixes
+    inputs whose shapes the model leaves open. ``progress`` is called with a stage's name and the fraction done.
 
     Raises:
         BnncError: one of its children, with a one-line message that names the cause and the way out.
     """
-    options = _options(target, algorithm, sign_zero, max_depth, input_shapes, verify, dump_dir)
+    options = _options(target, algorithm, sign_zero, max_depth, input_shapes, verify, dump_dir, measure=measure)
     report_progress = progress or (lambda _stage, _part: None)
     checked = parse_target(options.target)
+    if measure and not checked.is_host:
+        raise TargetError(f"target {target!r} cannot run on this machine, so its kernels cannot be measured here")
     report_progress("reading the model", 0.0)
     imported = import_onnx(model, input_shapes=options.input_shapes)
     lowered = lower_model(imported, checked, options, lambda stage, part: report_progress(stage, 0.1 + 0.3 * part))
@@ -100,7 +107,8 @@ def lower_model(
 ) -> LoweredModel:
     """Run all phases of the pipeline on an imported model."""
     layers: list[BinaryLayer] = []
-    todo = phases(target.tvm_target, choice=_choice(options), sign_zero=options.sign_zero, layers=layers)
+    choice = _choice(options, target, progress)
+    todo = phases(target.tvm_target, choice=choice, sign_zero=options.sign_zero, layers=layers)
     with target.tvm_target:
         module = run_phases(imported.module, todo, dump_dir=options.dump_dir, progress=progress)
     return LoweredModel(module, tuple(layers), _report(imported, target, module))
@@ -126,7 +134,8 @@ def inspect_model(
     if progress is not None:
         progress("reading the model", 0.0)
     imported = _import_for_inspection(model, options.input_shapes)
-    todo = phases(checked.tvm_target, choice=_choice(options), sign_zero=options.sign_zero)
+    choice = _choice(options, checked, progress)
+    todo = phases(checked.tvm_target, choice=choice, sign_zero=options.sign_zero)
     with checked.tvm_target:
         # What comes after lowering changes nothing that the report says.
         lowering = next(index for index, phase in enumerate(todo) if phase.name == "lower")
@@ -144,9 +153,17 @@ def _import_for_inspection(model: ModelSource, input_shapes: Mapping[str, tuple[
         raise error
 
 
-def _choice(options: CompileOptions) -> ChoiceOptions:
+def _choice(options: CompileOptions, target: CompileTarget, progress: Progress | None) -> ChoiceOptions:
     planning = TreePlanning(max_depth=options.max_depth, cache=cache_folder() / "trees")
-    return ChoiceOptions(options.algorithm, planning)
+    measurement = Measurement(target.tvm_target, cache_folder() / "measurements") if options.measure else None
+
+    def layer_progress(index: int, layers: int) -> None:
+        if progress is not None:
+            what = "measuring" if options.measure else "choosing kernels of"
+            first, last = _LOWERING
+            progress(f"{what} layer {index + 1} of {layers}", first + (last - first) * index / layers)
+
+    return ChoiceOptions(options.algorithm, planning, measurement, layer_progress)
 
 
 def _options(
@@ -157,6 +174,8 @@ def _options(
     input_shapes: Mapping[str, tuple[int, ...]] | None,
     verify: bool,
     dump_dir: str | os.PathLike[str] | None,
+    *,
+    measure: bool = False,
 ) -> CompileOptions:
     for name, value in (("algorithm", algorithm), ("sign_zero", sign_zero)):
         if value not in _CHOICES[name]:
@@ -168,6 +187,7 @@ def _options(
         algorithm=algorithm,  # type: ignore[arg-type]
         sign_zero=sign_zero,  # type: ignore[arg-type]
         max_depth=max_depth,
+        measure=measure,
         input_shapes=dict(input_shapes or {}),
         verify=verify,
         dump_dir=None if dump_dir is None else Path(dump_dir),

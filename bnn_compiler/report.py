@@ -61,10 +61,23 @@ class TreeReport(TypedDict):
     depth: int
 
 
+class _Candidate(TypedDict):
+    name: Literal["popcount", "star", "tree"]
+    predicted_us: float
+
+
+class CandidateReport(_Candidate, total=False):
+    """One way to compute a layer; ``measured_us`` is there where it was measured."""
+
+    measured_us: float
+
+
 class ChoiceReport(TypedDict, total=False):
     """Why a layer has its algorithm; ``tree`` is there when one was solved."""
 
     source: Literal["forced", "only", "predicted", "measured"]
+    chosen: Literal["popcount", "star", "tree"]
+    candidates: list[CandidateReport]
     popcount_us: float
     bitsliced_us: float
     tree: TreeReport

@@ -174,10 +174,12 @@ def lower_module(
 def _plan(module: tvm.IRModule, isa: Isa, options: ChoiceOptions, order: Sequence[str]) -> list[_Planned]:
     """Kernels for every composite, in the order of the report."""
     planned = []
-    for variable, function in binary_composites(module).items():
+    composites = binary_composites(module)
+    for index, (variable, function) in enumerate(composites.items()):
+        names = composite_names(function)
+        options.progress(index, len(composites))
         spec = read_composite(function)
-        choice = choose_kernels(spec, isa, options)
-        planned.append(_Planned(variable.name_hint, composite_names(function), spec, choice))
+        planned.append(_Planned(variable.name_hint, names, spec, choose_kernels(spec, isa, options)))
     position = {name: index for index, name in enumerate(order)}
     return sorted(planned, key=lambda plan: position.get(plan.names.node, len(order)))
 

@@ -234,6 +234,29 @@ class _Plan:
         return stride + 8 if stride % 512 == 0 else stride
 
 
+@dataclass(frozen=True)
+class PopcountSizes:
+    """Trip counts of the loops, per image, group and band unless said otherwise.
+
+    ``vectors`` of pixels in ``tiles`` register tiles, ``depth`` words per dot product, ``copied_rows`` rows of each of
+    the ``depth`` columns (none where the bits are the columns).
+    """
+
+    bands: int
+    vectors: int
+    tiles: int
+    depth: int
+    copied_rows: int
+
+
+def popcount_sizes(geometry: ConvGeometry, alphabet: Alphabet, isa: Isa) -> PopcountSizes:
+    """The sizes of the kernel's loops, for estimates of its time."""
+    plan = _Plan(geometry, alphabet, has_table=False, offset_per_channel=False, isa=isa)
+    vectors = -(-plan.band_rows * geometry.out_width // plan.unit.lanes)
+    tiles = -(-vectors // plan.unit.tile[0])
+    return PopcountSizes(plan.bands, vectors, tiles, plan.depth, 0 if plan.is_pointwise else plan.band_rows)
+
+
 class _ConvEmitter:
     """Emits the loops of one convolution."""
 

@@ -284,3 +284,21 @@ def test_any_exception_is_one_line(
     assert_refused(bnnc("compile", digits), status, "digits.onnx: ", text)
     verbose = bnnc("compile", digits, "-v")
     assert verbose.status == status and "Traceback" in verbose.err and verbose.err.splitlines()[-1].startswith("bnnc: ")
+
+
+def test_measure_needs_a_target_that_runs_here(bnnc: Bnnc, digits: Path) -> None:
+    outcome = bnnc("compile", digits, "--measure", "--target", "llvm -mcpu=cortex-a72")
+    assert outcome.status == 2
+    assert "cannot run on this machine" in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+
+
+def test_measure_is_in_the_report(bnnc: Bnnc, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BNNC_CACHE", str(tmp_path / "cache"))
+    choices = []
+    for number in range(2):
+        report = tmp_path / f"{number}.json"
+        assert bnnc("compile", digits, "--measure", "--no-verify", "--report", report).status == 0
+        choices.append([layer["choice"] for layer in json.loads(report.read_text())["layers"] if "choice" in layer])
+    assert choices[0] == choices[1], "times are remembered"
+    assert {choice["source"] for choice in choices[0]} == {"measured", "only"}

@@ -24,6 +24,9 @@ from .tables import print_notes, summarise_layers, summarise_verification
 @click.option(
     "--dump-dir", type=click.Path(path_type=Path), help="Write the module after every phase into this folder."
 )
+@click.option(
+    "--measure", is_flag=True, help="Time each layer's kernels on this machine and take the fastest (remembered)."
+)
 @compile_options
 @verify_option
 @quiet_and_verbose
