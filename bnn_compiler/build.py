@@ -18,6 +18,7 @@ from tvm.target import codegen
 
 from bnn_compiler.artifact import SECTION_NAME, encode_section, seal, spec_to_json
 from bnn_compiler.atomic_file import atomic_write, check_writable
+from bnn_compiler.code_generation import code_generation
 from bnn_compiler.errors import ArtifactError
 from bnn_compiler.linker import Linker, find_linker, link_shared
 from bnn_compiler.passes.drop_derived_checks import DropDerivedChecks
@@ -55,14 +56,6 @@ def build_passes() -> tvm.transform.Sequential:
         ],
         name="bnnc.build",
     )
-
-
-def code_generation() -> tvm.transform.PassContext:
-    """The context in which kernels become machine code.
-
-    TVM's elimination of common subexpressions takes half the time of unrolled kernels, and LLVM does it again.
-    """
-    return tvm.transform.PassContext(disabled_pass=["tirx.CommonSubexprElim"])
 
 
 def build_library(module: IRModule, target: CompileTarget, manifest: Mapping[str, Any], output: Path) -> None:

@@ -40,7 +40,7 @@ CandidateName = Literal["popcount", "star", "tree"]
 
 #: Predictions err by up to this factor (``benchmarks/calibrate_cost_model.py`` prints the errors). Bit-sliced kernels
 #: take more memory, so they have to be predicted faster by more.
-_MODEL_ERROR = 1.1
+_MODEL_ERROR = 1.05
 #: What is predicted slower than the fastest by more than this is not measured: the model may be of another machine.
 _WORTH_MEASURING = 3.0
 

@@ -9,6 +9,7 @@ import numpy as np
 import tvm
 import tvm_ffi
 
+from bnn_compiler.code_generation import code_generation
 from bnn_compiler.constants import Array
 from bnn_compiler.derived_constant import Constant, value_of
 from bnn_compiler.layer_kernels import Kernel, LayerKernels
@@ -42,7 +43,7 @@ def stage_calls(
     functions = {
         f"kernel_{i}": stage.function.with_attr("global_symbol", f"kernel_{i}") for i, (stage, _) in enumerate(stages)
     }
-    with target:
+    with target, code_generation():
         library = tvm.compile(tvm.IRModule(functions), target=target)
     outputs = [_aligned(np.zeros(stage.shape, stage.dtype)) for stage, _ in stages]
     calls = []

@@ -113,7 +113,9 @@ def pack_bit_rows(layout: PlaneLayout, reader: ConvGeometry, *, pad_bit: int, na
         Argument("rows", (writer.out_channels, layout.words_per_row), "uint64"),
         Argument("bits", conv_bits_shape(reader, "bipolar"), "uint64"),
     ]
-    return build_kernel(name, "pack_bit_rows", arguments, lambda buffers: _emit_pack(layout, reader, pad_bit, buffers))
+    return build_kernel(
+        name, "pack_bit_rows", arguments, lambda buffers: _emit_pack(layout, reader, pad_bit, buffers)
+    )
 
 
 def _emit_pack(layout: PlaneLayout, reader: ConvGeometry, pad_bit: int, buffers: Mapping[str, Buffer]) -> None:

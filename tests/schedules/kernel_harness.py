@@ -12,7 +12,7 @@ import tvm
 import tvm_ffi
 from numpy.typing import NDArray
 
-from bnn_compiler.build import code_generation
+from bnn_compiler.code_generation import code_generation
 from bnn_compiler.schedules.isa import Isa, detect_isa
 from bnn_compiler.target import CompileTarget, parse_target
 
