@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bnn_compiler.bench import Call, cpu_name, time_in_turn
-from bnn_compiler.build import code_generation
+from bnn_compiler.code_generation import code_generation
 from bnn_compiler.composites import binary_composites, composite_names, read_composite
 from bnn_compiler.frontend import import_onnx
 from bnn_compiler.layer_kernels import alphabet_of
