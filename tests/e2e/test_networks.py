@@ -22,6 +22,10 @@ NETWORKS = {
     # Activations are ±1 up to rounding, weights ±α up to rounding.
     "birealnet18_raw_ortbasic": ((16, 0, 5), False),
     "brevitas_cnv_1w1a_plain_onnxsim": ((8, 1, 0), False),
+    # Quantisers of other domains, which ONNX Runtime cannot run: the recorded outputs are of the qonnx executor.
+    "brevitas_cnv_1w1a_qonnx": ((8, 1, 0), False),
+    "qonnx_zoo_tfc_1w1a": ((4, 0, 0), False),
+    "finn_tfc_multithreshold": ((4, 0, 0), False),
 }
 # As above; each takes 20 to 60 seconds to compile.
 LARGE = {
