@@ -67,7 +67,7 @@ class _Part:
 
 def find_residue(result: Var, analysis: ValueSetAnalysis) -> StepFunction | None:
     """The step function that ``result`` computes up to rounding, or None."""
-    for base in _compared(element_wise_chain(result, None, analysis), analysis)[:_MAX_BASES]:
+    for base in analysis.compared.get(result, ()):
         if static_shape(base) == static_shape(result) and dtype_of(base) == dtype_of(result):
             found = _as_function_of(base, result, analysis)
             if found is not None:
@@ -133,17 +133,22 @@ def element_wise_chain(result: Var, base: Var | None, analysis: ValueSetAnalysis
     return chain
 
 
-def _compared(chain: Sequence[Var], analysis: ValueSetAnalysis) -> list[Var]:
-    """The tensors that the comparisons of ``chain`` read and that are no step functions themselves."""
+def compared_tensors(call: Call, analysis: ValueSetAnalysis) -> tuple[Var, ...]:
+    """The tensors, at most ``_MAX_BASES``, that comparisons in the element-wise chain that ends in ``call`` read.
+
+    Those that are step functions or constants themselves do not count. What the operands' chains compare is known
+    (``ValueSetAnalysis.compared``).
+    """
     found: dict[Var, None] = {}
-    for entry in chain:
-        call = analysis.definition(entry)
-        if isinstance(call, Call) and op_name(call) in _CUTS:
-            for operand in call.args:
-                known = analysis.of(operand)
-                if isinstance(operand, Var) and (known is None or known.steps is None):
-                    found.setdefault(operand)
-    return [operand for operand in found if analysis.constants.value(operand) is None]
+    operands = [operand for operand in elementwise_operands(call) if isinstance(operand, Var)]
+    if op_name(call) in _CUTS:
+        for operand in operands:
+            known = analysis.of(operand)
+            if (known is None or known.steps is None) and analysis.constants.value(operand) is None:
+                found.setdefault(operand)
+    for operand in operands:
+        found.update(dict.fromkeys(analysis.compared.get(operand, ())))
+    return tuple(found)[:_MAX_BASES]
 
 
 def _limits(chain: Sequence[Var], base: Var, analysis: ValueSetAnalysis) -> list[float] | None:

@@ -30,7 +30,7 @@ from bnn_compiler.constants import (
 from bnn_compiler.element_selection import Functions, selected_operands
 from bnn_compiler.intervals import Interval, apply_to_intervals
 from bnn_compiler.region_values import RegionValues
-from bnn_compiler.residue import COMPARISONS, find_residue
+from bnn_compiler.residue import COMPARISONS, compared_tensors, find_residue
 from bnn_compiler.step_function import Evaluate, Padding, StepFunction, combine, cut
 from bnn_compiler.value_bounds import ValueBounds, reaches_value
 
@@ -71,6 +71,8 @@ class ValueSetAnalysis:
         self.constants = ConstantEvaluator(bindings)
         self.bounds = ValueBounds(self)
         self._known: dict[Var, ValueSet | None] = {}
+        # The tensors that are compared in the element-wise chain above a variable (``residue``).
+        self.compared: dict[Var, tuple[Var, ...]] = {}
         self._regions: dict[tuple[Var, Interval, bool], RegionValues] = {}
 
     def of(self, expr: relax.Expr) -> ValueSet | None:
@@ -107,11 +109,16 @@ class ValueSetAnalysis:
     def _of_variable(self, variable: Var) -> ValueSet | None:
         definition = self._bindings.get(variable)
         if isinstance(definition, Var):
-            return self.of(definition)
+            known = self.of(definition)
+            self.compared[variable] = self.compared.get(definition, ())
+            return known
         if not isinstance(definition, Call | relax.TupleGetItem):
             return None
         known = self._of_definition(definition)
-        if known is None and isinstance(definition, Call) and is_elementwise(definition):
+        if not isinstance(definition, Call) or not is_elementwise(definition):
+            return known
+        self.compared[variable] = compared_tensors(definition, self)
+        if known is None:
             residue = find_residue(variable, self)
             known = None if residue is None else ValueSet.of_steps(residue)
         return known
