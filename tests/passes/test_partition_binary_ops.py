@@ -96,7 +96,7 @@ def test_small_graph(name: str, small_model: ModelFinder) -> None:
     assert sorted(spec.macs for spec in specs) == sorted(layer["macs"] for layer in lowered)
 
 
-# The whole networks that are compiled in slow tests only; see tests/e2e/test_networks.py for the others.
+# Reasons; that the networks compute what they should is for tests/e2e/test_networks.py.
 NETWORKS: dict[str, tuple[tuple[int, int, int], set[str]]] = {
     "fracbnn_resnet20": ((19, 0, 1), {"weights_not_two_valued"}),
     "fracbnn_resnet20_pg_raw_legacy": ((19, 18, 1), {"activations_not_two_valued", "weights_not_two_valued"}),
