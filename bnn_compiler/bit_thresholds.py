@@ -26,8 +26,8 @@ class BitThresholds:
     inverted: Array
 
 
-def bit_thresholds(mapped: OutputMap, fan_in: int, reader: BinarySpec, *, fused: bool) -> BitThresholds | None:
-    """The integer thresholds of a layer with |z| <= ``fan_in``; None where the reader's bit is no threshold of z.
+def bit_thresholds(mapped: OutputMap, largest: int, reader: BinarySpec, *, fused: bool) -> BitThresholds | None:
+    """The integer thresholds of a layer with |z| <= ``largest``; None where the reader's bit is no threshold of z.
 
     ``fused`` says that the kernels multiply and add with one rounding.
     """
@@ -35,14 +35,16 @@ def bit_thresholds(mapped: OutputMap, fan_in: int, reader: BinarySpec, *, fused:
     if reader.geometry is None or planes(rule.alphabet) > 1:
         return None
     channels = len(mapped.scale)
-    z = np.broadcast_to(np.arange(-fan_in, fan_in + 1, dtype=np.int32), (channels, 2 * fan_in + 1))
-    scale, bias = (None if array is None else array.reshape(-1, 1) for array in (mapped.scaled, mapped.bias))
-    y = epilogue_reference(z, scale, bias, fused=fused)
-    (bits,) = binarise(y, rule, tuple(parameter.reshape(-1, 1) for parameter in parameters), fused=fused)
-    changes = bits[:, 1:] != bits[:, :-1]
-    if np.any(changes.sum(axis=1) > 1):
-        return None
-    constant = ~changes.any(axis=1)
-    # Behind the last number where the bit never changes: reached by none, so that the first bit is every bit.
-    first = np.where(constant, 2 * fan_in + 1, changes.argmax(axis=1) + 1)
-    return BitThresholds(first.astype(np.int64) - fan_in, bits[:, 0].copy())
+    bounds, inverted = np.zeros(channels, np.int64), np.zeros(channels, np.bool_)
+    z = np.arange(-largest, largest + 1, dtype=np.int32)
+    for channel in range(channels):
+        scale, bias = (None if array is None else array[channel] for array in (mapped.scaled, mapped.bias))
+        y = epilogue_reference(z, scale, bias, fused=fused)
+        (bits,) = binarise(y, rule, tuple(parameter[channel] for parameter in parameters), fused=fused)
+        changes = np.flatnonzero(bits[1:] != bits[:-1])
+        if len(changes) > 1:
+            return None
+        # Where the bit never changes no number reaches the bound, and the first bit is every bit.
+        bounds[channel] = z[changes[0] + 1] if len(changes) else largest + 1
+        inverted[channel] = bits[0]
+    return BitThresholds(bounds, inverted)

@@ -13,15 +13,31 @@ from bnn_compiler.constants import Array
 from bnn_compiler.cost_model import CostModel
 from bnn_compiler.derived_constant import Constant, DerivedConstant
 from bnn_compiler.kernel_work import ListWork
-from bnn_compiler.layer_kernels import Kernel, LayerKernels, alphabet_of, output_map, pack_kernel, ring_code
+from bnn_compiler.layer_kernels import (
+    Kernel,
+    LayerKernels,
+    alphabet_of,
+    largest_activation,
+    needs_correction,
+    output_map,
+    pack_kernel,
+    ring_code,
+    zero_of,
+)
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.schedules.bit_planes import PlaneLayout, make_bit_planes
+from bnn_compiler.schedules.bit_unslice import MOST_BITS
 from bnn_compiler.schedules.bitsliced_bits import (
     bitsliced_conv2d_bits,
     bitsliced_conv2d_bits_constants,
     pack_bit_rows,
 )
-from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants, make_layout
+from bnn_compiler.schedules.bitsliced_conv import (
+    bitsliced_conv2d,
+    bitsliced_conv2d_constants,
+    counter_bits,
+    make_layout,
+)
 from bnn_compiler.schedules.channel_program import (
     ALL_MINUS,
     ALL_PLUS,
@@ -90,10 +106,10 @@ class BitslicedPlan:
 
 
 def can_be_bitsliced(spec: BinarySpec, isa: Isa) -> bool:
-    """Whether the kernels take the layer: a convolution of bits or signs whose planes a 16-bit index can name."""
-    if spec.geometry is None or spec.lattice is not None:
+    """Whether the kernels take the layer: a convolution whose planes and sums fit 16 bits."""
+    if spec.geometry is None or counter_bits(spec.geometry, alphabet_of(spec)) > MOST_BITS:
         return False
-    return make_layout(spec.geometry, alphabet_of(spec), isa).taps + 1 <= MOST_PLANES
+    return make_layout(spec.geometry, alphabet_of(spec), isa).level_planes <= MOST_PLANES
 
 
 def optimistic_lists(spec: BinarySpec, layout: PlaneLayout) -> ListWork:
@@ -103,8 +119,7 @@ def optimistic_lists(spec: BinarySpec, layout: PlaneLayout) -> ListWork:
     ``_SYNTHETIC_SAVING`` of a plain tree.
     """
     planes = _nearest_distances(_group_signs(spec)) * (1 - _SYNTHETIC_SAVING)
-    if layout.plane_stride:
-        planes *= 2
+    planes *= 2 if layout.plane_stride else layout.levels
     return ListWork(planes / LONG_BLOCK, 0.0, spec.out_channels)
 
 
@@ -163,8 +178,8 @@ def bitsliced_kernels(spec: BinarySpec, isa: Isa, plan: BitslicedPlan) -> LayerK
     mapped = output_map(spec)
     trees = [_as_program_tree(tree) for tree in plan.trees]
     program = make_program(layout, trees)
-    zero_padded = spec.is_zero_padded
-    constants = bitsliced_conv2d_constants(layout, signs, zero_padded=zero_padded)
+    zero, corrected = zero_of(spec), needs_correction(spec)
+    constants = bitsliced_conv2d_constants(layout, signs, zero_padded=corrected, zero=zero)
     function = bitsliced_conv2d(
         layout, program, constants, has_scale=mapped.scaled is not None, has_bias=mapped.bias is not None, isa=isa
     )
@@ -182,10 +197,13 @@ def bitsliced_kernels(spec: BinarySpec, isa: Isa, plan: BitslicedPlan) -> LayerK
     )
 
     def bits_for(reader: BinarySpec) -> tuple[Kernel, ...] | None:
-        found = bit_thresholds(mapped, spec.fan_in, reader, fused=isa.fused_multiply_add)
+        largest = spec.fan_in * largest_activation(spec)
+        found = bit_thresholds(mapped, largest, reader, fused=isa.fused_multiply_add)
         if found is None or reader.geometry is None:
             return None
-        bounds = bitsliced_conv2d_bits_constants(layout, signs, found.bounds, found.inverted, zero_padded=zero_padded)
+        bounds = bitsliced_conv2d_bits_constants(
+            layout, signs, found.bounds, found.inverted, zero_padded=corrected, zero=zero
+        )
         count = bitsliced_conv2d_bits(layout, program, bounds, isa=isa).with_attr(GIVES_BITS_ATTR, len(tables))
         rows = (spec.out_channels, layout.words_per_row)
         pack = pack_bit_rows(layout, reader.geometry, pad_bit=ring_code(reader))
@@ -216,8 +234,10 @@ def _list_lengths(tree: SolvedTree) -> Array:
 
 
 def _alphabet_lengths(layout: PlaneLayout, lengths: Array) -> Array:
-    """Under three-valued activations a weight that differs is a plane in both lists."""
-    return np.repeat(lengths.sum(axis=1, keepdims=True), 2, axis=1) if layout.plane_stride else lengths
+    """Under three-valued activations a weight that differs is a plane in both lists; codes count lists once a bit."""
+    if layout.plane_stride:
+        return np.repeat(lengths.sum(axis=1, keepdims=True), 2, axis=1)
+    return np.tile(lengths, (1, layout.levels))
 
 
 def _check_trees(signs: Array, trees: tuple[SolvedTree, ...]) -> None:

@@ -93,12 +93,11 @@ def popcount_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
     """Build the popcount kernels of a layer for one instruction set."""
     signs = spec.binary_weights.signs
     alphabet = alphabet_of(spec)
-    zero = spec.lattice.zero if spec.lattice else None
+    zero = zero_of(spec)
     mapped = output_map(spec)
     has_scale, has_bias = mapped.scaled is not None, mapped.bias is not None
     if spec.geometry is not None:
-        # A ring that holds the code of 0 needs no correction.
-        zero_padded = spec.is_zero_padded and (spec.lattice is None or spec.lattice.zero_code is None)
+        zero_padded = needs_correction(spec)
         function = popcount_conv2d(
             spec.geometry,
             alphabet=alphabet,
@@ -125,6 +124,24 @@ def popcount_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
         constants = popcount_dense_constants(signs, alphabet=alphabet, zero=zero)
     product = Kernel(function, (*constants, *mapped.arguments), spec.output_shape, "float32")
     return LayerKernels("popcount", (pack_kernel(spec, isa), product), mapped)
+
+
+def zero_of(spec: BinarySpec) -> int | None:
+    """What a code stands for where an activation is 0 (``zero`` of ``popcount``); None for bits and signs."""
+    return spec.lattice.zero if spec.lattice else None
+
+
+def needs_correction(spec: BinarySpec) -> bool:
+    """Whether kernels must tell ONNX's zero padding from code 0; a ring that holds the code of 0 needs nothing."""
+    return spec.is_zero_padded and (spec.lattice is None or spec.lattice.zero_code is None)
+
+
+def largest_activation(spec: BinarySpec) -> int:
+    """The largest magnitude of the integers that kernels see."""
+    if spec.lattice is None:
+        return 1
+    step = 2 if spec.lattice.bipolar else 1
+    return max(abs(step * code - spec.lattice.zero) for code in spec.lattice.codes)
 
 
 def alphabet_of(spec: BinarySpec) -> Alphabet:

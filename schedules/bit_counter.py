@@ -10,6 +10,7 @@ maj(~c, a, b). So blocks that are subtracted differ from blocks that are added i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -31,6 +32,13 @@ class BitSlicedCounter:
         self._lanes = lanes
         self._isa = isa
         self._registers = [register(lanes, "uint64") for _ in range(bits)]
+
+    def above(self, level: int) -> BitSlicedCounter:
+        """The same counter in units of 2^level, for planes that weigh as much: its upper planes, in place."""
+        upper = copy.copy(self)
+        upper._registers = self._registers[level:]
+        upper.bits = self.bits - level
+        return upper
 
     def plane(self, level: int) -> Expr:
         """The plane of weight 2^level."""

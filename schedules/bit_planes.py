@@ -38,7 +38,7 @@ from bnn_compiler.schedules.kernel_builder import (
     tile_starts,
     workspace,
 )
-from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, planes, words_per
+from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, code_bits, planes, words_per
 from bnn_compiler.schedules.popcount_conv import conv_bits_shape
 
 PixelOrder = Literal["fields", "bytes"]
@@ -86,9 +86,29 @@ class PlaneLayout:
         return self.words * self.geometry.kernel[0] * self.geometry.kernel[1] * WORD_BITS
 
     @property
+    def levels(self) -> int:
+        """Planes of a tap that weigh 1, 2, 4 … (codes of several bits)."""
+        return code_bits(self.alphabet)
+
+    @property
+    def level_taps(self) -> int:
+        """Planes per group that weigh alike."""
+        return self.taps // self.levels
+
+    @property
     def zero_plane(self) -> int:
-        """Index of a plane of zeros."""
-        return self.taps
+        """Index of a plane of zeros, behind those of a level: every level has one."""
+        return self.level_taps
+
+    @property
+    def level_planes(self) -> int:
+        """Planes of a level, the one of zeros included: the distance between the same taps of two levels."""
+        return self.level_taps + 1
+
+    @property
+    def block_planes(self) -> int:
+        """Planes of a block of pixels and a group."""
+        return self.levels * self.level_planes
 
     @property
     def image_pixels(self) -> int:
@@ -112,7 +132,7 @@ class PlaneLayout:
             return (BlockRun(lanes, whole + 1, 0, 0, self.pixels),)
         runs = [BlockRun(self.lanes, whole, 0, 0, whole * block)] if whole else []
         if rest:
-            runs.append(BlockRun(lanes, 1, whole * block, whole * (self.taps + 1) * self.lanes, rest))
+            runs.append(BlockRun(lanes, 1, whole * block, whole * self.block_planes * self.lanes, rest))
         return tuple(runs)
 
     @property
@@ -127,14 +147,15 @@ class PlaneLayout:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Shape of the planes, uint64: per group the blocks, per block taps + 1 vectors."""
-        return (self.geometry.groups, self.words_per_row * (self.taps + 1))
+        """Shape of the planes, uint64: per group the blocks, per block the levels, lowest first."""
+        return (self.geometry.groups, self.words_per_row * self.block_planes)
 
     def tap(self, channel: int, tap_y: int, tap_x: int, plane: int = 0) -> int:
         """Index of the tap of one channel of the group (and bit plane of the alphabet)."""
         height, width = self.geometry.kernel
         word = plane * words_per(self.geometry.group_in_channels) + channel // WORD_BITS
-        return ((word * height + tap_y) * width + tap_x) * WORD_BITS + channel % WORD_BITS
+        level = plane if self.levels > 1 else 0
+        return ((word * height + tap_y) * width + tap_x) * WORD_BITS + channel % WORD_BITS + level
 
     def weight_taps(self) -> NDArray[np.int64]:
         """The tap of each weight of a channel, int64 [N], weights in the order (channel, ky, kx); of bit plane 0."""
@@ -147,7 +168,7 @@ class PlaneLayout:
     @property
     def plane_stride(self) -> int:
         """Distance between the taps of a weight in bit planes 0 and 1 of a ternary alphabet; 0 elsewhere."""
-        return self.taps // 2 if planes(self.alphabet) == 2 else 0
+        return self.taps // 2 if self.alphabet == "ternary" else 0
 
     def pixel_of_bit(self, bit: int, lanes: int) -> int:
         """The pixel, in its block, of bit ``bit`` of lane 0; lanes hold adjacent pixels."""
@@ -183,17 +204,18 @@ def _emit(layout: PlaneLayout, bits: Buffer, target: Buffer) -> None:
         first_word = bind(group * layout.shape[1])
         with serial(layout.words) as word, serial(kernel_height) as tap_y, serial(kernel_width) as tap_x:
             _gather_column(layout, bits, columns, group, word, tap_y, tap_x)
-            first_tap = bind(((word * kernel_height + tap_y) * kernel_width + tap_x) * WORD_BITS)
+            level = word // (layout.words // layout.levels)  # as many planes of zeros lie before
+            first_tap = bind(((word * kernel_height + tap_y) * kernel_width + tap_x) * WORD_BITS + level)
             for run in layout.runs:
                 with serial(run.blocks) as block:
                     pixel = bind(run.first_pixel + block * (WORD_BITS * run.lanes))
-                    row = (block * (layout.taps + 1) + first_tap) * run.lanes
+                    row = (block * layout.block_planes + first_tap) * run.lanes
                     _transpose_block(
                         layout, columns, pixel, half, target, bind(first_word + run.first_word + row), run.lanes
                     )
         for run in layout.runs:
-            with serial(run.blocks) as block:
-                row = (block * (layout.taps + 1) + layout.zero_plane) * run.lanes
+            with serial(run.blocks) as block, serial(layout.levels) as level:
+                row = (block * layout.block_planes + level * layout.level_planes + layout.zero_plane) * run.lanes
                 store(target, first_word + run.first_word + row, constant(0, "uint64", run.lanes), run.lanes)
 
 

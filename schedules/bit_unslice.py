@@ -26,7 +26,8 @@ from bnn_compiler.schedules.kernel_builder import Expr, bind, constant, typed
 
 UInt8Array = NDArray[np.uint8]
 
-_FIELD_BITS = 16
+#: Counters have at most this many planes.
+MOST_BITS = 16
 #: The high half of float32 2^23 … 2^24: a mantissa's low half counts ones.
 _MANTISSA_BASE = 1 << 23
 _MANTISSA_HIGH_WORD = 0x4B00
@@ -80,7 +81,7 @@ class FieldUnslicer(Unslicer):
     def floats(self, planes: Sequence[Expr], pixels: int) -> Iterator[tuple[int, Expr]]:
         """See ``Unslicer``."""
         lanes, width = self.lanes, self.width
-        padded: list[Expr | None] = [*planes, *([None] * (_FIELD_BITS - self.bits))]
+        padded: list[Expr | None] = [*planes, *([None] * (MOST_BITS - self.bits))]
         for i, word in enumerate(butterflies(padded, (8, 4, 2, 1), lanes)):
             if 4 * lanes * i >= pixels:
                 return
@@ -101,7 +102,7 @@ class AffineUnslicer(Unslicer):
     @property
     def _shift(self) -> int:
         """Counts are shifted to the top of 16 bits, which leaves precision for the epilogue's constants."""
-        return _FIELD_BITS - self.bits
+        return MOST_BITS - self.bits
 
     @property
     def offset(self) -> int:
@@ -185,8 +186,8 @@ _MOST_AFFINE_BITS = 14
 
 def make_unslicer(bits: int, lanes: int, isa: Isa) -> Unslicer:
     """The fastest un-slicer for ``isa``; at most 16 bits."""
-    if bits > _FIELD_BITS:
-        raise ValueError(f"counters of {bits} bits; un-slicing takes {_FIELD_BITS}")
+    if bits > MOST_BITS:
+        raise ValueError(f"counters of {bits} bits; un-slicing takes {MOST_BITS}")
     if unslice_order(bits, isa) == "bytes":
         return AffineUnslicer(bits, lanes)
     return FieldUnslicer(bits, lanes)

@@ -40,7 +40,7 @@ from bnn_compiler.schedules.kernel_builder import (
     workspace,
 )
 from bnn_compiler.schedules.pack import copy_into_ring
-from bnn_compiler.schedules.popcount import WORD_BITS, words_per
+from bnn_compiler.schedules.popcount import WORD_BITS, is_bipolar, words_per
 from bnn_compiler.schedules.popcount_conv import conv_bits_shape
 
 
@@ -51,14 +51,15 @@ def bitsliced_conv2d_bits_constants(
     inverted: NDArray[np.bool_],
     *,
     zero_padded: bool,
+    zero: int | None = None,
 ) -> tuple[NDArray[np.generic], ...]:
     """Thresholds int32 [O, classes] and, where there are several classes, their masks and which a block holds.
 
     Channel c gives the bits [z >= thresholds[c]], or their opposites where ``inverted[c]``.
     """
-    offsets, *pixel_class = bitsliced_conv2d_constants(layout, signs, zero_padded=zero_padded)
-    half = 2 if layout.alphabet == "bipolar" else 1
-    bits = counter_bits(layout.geometry)
+    offsets, *pixel_class = bitsliced_conv2d_constants(layout, signs, zero_padded=zero_padded, zero=zero)
+    half = 2 if is_bipolar(layout.alphabet) else 1
+    bits = counter_bits(layout.geometry, layout.alphabet)
     if not pixel_class:
         return (threshold_table(thresholds, inverted, offsets, bits=bits, half=half),)
     classes = int(pixel_class[0].max()) + 1
@@ -113,9 +114,7 @@ def pack_bit_rows(layout: PlaneLayout, reader: ConvGeometry, *, pad_bit: int, na
         Argument("rows", (writer.out_channels, layout.words_per_row), "uint64"),
         Argument("bits", conv_bits_shape(reader, "bipolar"), "uint64"),
     ]
-    return build_kernel(
-        name, "pack_bit_rows", arguments, lambda buffers: _emit_pack(layout, reader, pad_bit, buffers)
-    )
+    return build_kernel(name, "pack_bit_rows", arguments, lambda buffers: _emit_pack(layout, reader, pad_bit, buffers))
 
 
 def _emit_pack(layout: PlaneLayout, reader: ConvGeometry, pad_bit: int, buffers: Mapping[str, Buffer]) -> None:

@@ -6,8 +6,10 @@ For every block of output pixels, every group and every node of the group's prog
     for an output channel: un-slice the counter to numbers U and store y = float(f·U − (f/2)·V + offset)·scale + bias
 
 with f = 4 for bipolar activations, 2 for the others, and V the sum of all planes of the group (see docs/kernels.md).
-The offset is −κ, κ the sum of the channel's weights inside the image: it depends on the border class of the pixel when
-the convolution pads with zeros.
+The offset is −zero·κ, κ the sum of the channel's weights inside the image and ``zero`` as in ``popcount`` (1 for
+bipolar activations): it depends on the border class of the pixel when the convolution pads with zeros.
+
+Codes of several bits have a plane per bit; a list is counted once per level, into the upper planes of the counter.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ from bnn_compiler.schedules.kernel_builder import (
     store,
     workspace,
 )
-from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, OutDtype
+from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, OutDtype, code_bits, default_zero, is_bipolar
 from bnn_compiler.schedules.popcount_conv import border_classes, has_border_correction
 
 _INDICES_PER_WORD = 4
@@ -59,34 +61,36 @@ _INDEX_BITS = 16
 _TABLE_LANES = 16
 
 
-def counter_bits(geometry: ConvGeometry) -> int:
-    """Planes of a counter that holds the number of weights of a channel: nothing can overflow it.
+def counter_bits(geometry: ConvGeometry, alphabet: Alphabet) -> int:
+    """Planes of a counter that holds the largest code at every weight of a channel: nothing can overflow it.
 
-    They are at least the levels of a long block's carry-save tree.
+    They are at least the levels of a long block's carry-save tree, above those of lower codes.
     """
     weights = geometry.group_in_channels * geometry.kernel[0] * geometry.kernel[1]
-    return max(weights.bit_length(), LONG_BLOCK.bit_length() - 1)
+    levels = code_bits(alphabet)
+    return max((weights * ((1 << levels) - 1)).bit_length(), LONG_BLOCK.bit_length() - 1 + levels - 1)
 
 
 def make_layout(geometry: ConvGeometry, alphabet: Alphabet, isa: Isa, lanes: int | None = None) -> PlaneLayout:
     """The layout of planes that suits ``isa``, with its widest vectors unless ``lanes`` says otherwise."""
     return PlaneLayout(
-        geometry, alphabet, lanes or isa.vector_bits // WORD_BITS, unslice_order(counter_bits(geometry), isa)
+        geometry, alphabet, lanes or isa.vector_bits // WORD_BITS, unslice_order(counter_bits(geometry, alphabet), isa)
     )
 
 
 def bitsliced_conv2d_constants(
-    layout: PlaneLayout, signs: NDArray[np.bool_], *, zero_padded: bool
+    layout: PlaneLayout, signs: NDArray[np.bool_], *, zero_padded: bool, zero: int | None = None
 ) -> tuple[NDArray[np.int32], ...]:
     """Offsets int32 [O, classes] and, where there are several classes, the class of each pixel, int32 [pixels].
 
-    ``signs`` bool [O, Cg, kh, kw] are True where the weight is +1.
+    ``signs`` bool [O, Cg, kh, kw] are True where the weight is +1; ``zero`` is that of ``popcount``.
     """
-    if layout.alphabet != "bipolar":
+    zero = default_zero(layout.alphabet) if zero is None else zero
+    if zero == 0:
         return (np.zeros((len(signs), 1), np.int32),)
-    weights = 2 * signs.astype(np.int32) - 1
+    weights = zero * (2 * signs.astype(np.int32) - 1)
     offsets = -weights.reshape(len(signs), -1).sum(axis=1, dtype=np.int32).reshape(-1, 1)
-    if not has_border_correction(layout.geometry, layout.alphabet, zero_padded):
+    if not has_border_correction(layout.geometry, layout.alphabet, zero_padded, zero):
         return (offsets,)
     classes, outside = border_classes(layout.geometry)
     offsets = offsets + np.einsum("oihw,khw->ok", weights, outside.astype(np.int32)).astype(np.int32)
@@ -113,7 +117,7 @@ class BitslicedSizes:
     @property
     def factor(self) -> int:
         """f of the module's identity."""
-        return 4 if self.layout.alphabet == "bipolar" else 2
+        return 4 if is_bipolar(self.layout.alphabet) else 2
 
 
 def bitsliced_conv2d(
@@ -162,7 +166,7 @@ def make_sizes(
     """The sizes of a kernel; ``constants`` begin with a table [O, classes], and are more than one with classes."""
     sizes = BitslicedSizes(
         layout,
-        counter_bits(layout.geometry),
+        counter_bits(layout.geometry, layout.alphabet),
         constants[0].shape[1],
         len(constants) > 1,
         len(program.nodes),
@@ -238,7 +242,7 @@ class _RunEmitter:
         layout = self.sizes.layout
         with serial(self.run.blocks) as block:
             words = group * layout.shape[1] + self.run.first_word
-            planes = bind((words + block * ((layout.taps + 1) * self.lanes)).astype("int64"))
+            planes = bind((words + block * (layout.block_planes * self.lanes)).astype("int64"))
             self._count_roots(planes)
             self.epilogue.begin_block(block)
             if layout.geometry.groups == 1:
@@ -254,10 +258,14 @@ class _RunEmitter:
             field: bind(load(self.buffers["nodes"], node * len(NODE_FIELDS) + i)) for i, field in enumerate(NODE_FIELDS)
         }
         self._load(fields["parent_slot"])
-        store(self.position, 0, fields["position"])
+        start = fields["position"]
         for kind, subtract in (("minus", True), ("plus", False)):
-            self._count(planes, fields[f"{kind}_long"], LONG_BLOCK, subtract=subtract)
-            self._count(planes, fields[f"{kind}_short"], SHORT_BLOCK, subtract=subtract)
+            for level in range(self.sizes.layout.levels):
+                store(self.position, 0, start)
+                at_level = self._level(planes, level)
+                self._count(at_level, fields[f"{kind}_long"], LONG_BLOCK, level, subtract=subtract)
+                self._count(at_level, fields[f"{kind}_short"], SHORT_BLOCK, level, subtract=subtract)
+            start = bind(load(self.position, 0))
         self._store(fields["slot"])
         with builder.If(fields["channel"] >= 0), builder.Then():
             self.epilogue.finish(self._planes(), fields["channel"])
@@ -267,21 +275,26 @@ class _RunEmitter:
         layout = self.sizes.layout
         if layout.alphabet == "ternary":
             for half, slot in enumerate((PLUS_SLOT, MINUS_SLOT)):
-                self._count_range(planes, half * layout.plane_stride, layout.plane_stride)
+                self._clear()
+                self._count_range(planes + half * layout.plane_stride * self.lanes, layout.plane_stride)
                 self._store(slot)
                 self.epilogue.add_totals(self._planes(), first=half == 0)
             return
         self._clear()
         self._store(MINUS_SLOT)
-        self._count_range(planes, 0, layout.taps)
+        for level in range(layout.levels):
+            self._count_range(self._level(planes, level), layout.level_taps, level)
         self._store(PLUS_SLOT)
         self.epilogue.add_totals(self._planes(), first=True)
 
-    def _count_range(self, planes: Expr, start: int, taps: int) -> None:
-        self._clear()
+    def _level(self, planes: Expr, level: int) -> Expr:
+        """Where the planes of a level begin."""
+        return planes + level * self.sizes.layout.level_planes * self.lanes if level else planes
+
+    def _count_range(self, planes: Expr, taps: int, level: int = 0) -> None:
         with serial(taps // LONG_BLOCK) as long:
-            first = bind(planes + (start + long * LONG_BLOCK) * self.lanes)
-            self.counter.count(
+            first = bind(planes + long * (LONG_BLOCK * self.lanes))
+            self.counter.above(level).count(
                 LONG_BLOCK,
                 lambda i: bind(load(self.buffers["planes"], first + i * self.lanes, self.lanes)),
                 subtract=False,
@@ -305,7 +318,7 @@ class _RunEmitter:
         for level in range(self.sizes.bits):
             store(self.slots, self._slot(slot, level), self.counter.plane(level), self.lanes)
 
-    def _count(self, planes: Expr, blocks: Expr, size: int, *, subtract: bool) -> None:
+    def _count(self, planes: Expr, blocks: Expr, size: int, level: int, *, subtract: bool) -> None:
         """Count ``blocks`` blocks of planes named by the next indices."""
         scale = index_scale(self.sizes.layout)
         # An index times eight is the distance in 64-bit words for eight lanes, and a shift away from it for fewer.
@@ -327,5 +340,5 @@ class _RunEmitter:
                 )
                 return bind(load(self.buffers["planes"], planes + index * factor, self.lanes))
 
-            self.counter.count(size, plane_at, subtract=subtract)
+            self.counter.above(level).count(size, plane_at, subtract=subtract)
             store(self.position, 0, position + size)

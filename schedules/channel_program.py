@@ -79,7 +79,7 @@ class ChannelProgram:
 
 def index_scale(layout: PlaneLayout) -> int:
     """Indices are stored times eight where that fits 16 bits: then an address needs no shift."""
-    return _SCALE if (layout.taps + 1) * _SCALE <= MOST_PLANES else 1
+    return _SCALE if layout.level_planes * _SCALE <= MOST_PLANES else 1
 
 
 def make_program(layout: PlaneLayout, trees: Sequence[ChannelTree]) -> ChannelProgram:
@@ -88,8 +88,8 @@ def make_program(layout: PlaneLayout, trees: Sequence[ChannelTree]) -> ChannelPr
     Raises ValueError where the planes do not fit a 16-bit index, or a tree's parents form no forest or its vectors have
     the wrong length.
     """
-    if layout.taps + 1 > MOST_PLANES:
-        raise ValueError(f"{layout.taps + 1} planes do not fit a 16-bit index")
+    if layout.level_planes > MOST_PLANES:
+        raise ValueError(f"{layout.level_planes} planes do not fit a 16-bit index")
     channels = layout.geometry.group_out_channels
     taps = layout.weight_taps()
     tables, orders, lists = [], [], []
