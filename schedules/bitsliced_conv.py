@@ -48,6 +48,7 @@ from bnn_compiler.schedules.kernel_builder import (
     build_kernel,
     constant,
     load,
+    parallel,
     register,
     serial,
     store,
@@ -59,6 +60,8 @@ from bnn_compiler.schedules.popcount_conv import border_classes, has_border_corr
 _INDICES_PER_WORD = 4
 _INDEX_BITS = 16
 _TABLE_LANES = 16
+#: Plane additions from which threads share a layer: about 40 microseconds.
+_PARALLEL_PLANES = 1 << 17
 
 
 def counter_bits(geometry: ConvGeometry, alphabet: Alphabet) -> int:
@@ -112,7 +115,14 @@ class BitslicedSizes:
     has_classes: bool
     nodes: int
     slots: int
+    planes: int
     isa: Isa
+
+    @property
+    def is_parallel(self) -> bool:
+        """Whether blocks of pixels are worth being shared among threads: starting them costs some microseconds."""
+        blocks = sum(run.blocks for run in self.layout.runs)
+        return blocks * self.layout.levels * self.planes >= _PARALLEL_PLANES
 
     @property
     def factor(self) -> int:
@@ -171,6 +181,7 @@ def make_sizes(
         len(constants) > 1,
         len(program.nodes),
         program.slots,
+        program.planes,
         isa,
     )
     if layout.order != unslice_order(sizes.bits, isa):
@@ -208,13 +219,15 @@ def emit_counting(
     buffers: Mapping[str, Buffer],
     epilogue_of: Callable[[Mapping[str, Buffer], BlockRun], CounterEpilogue],
 ) -> None:
-    """Emit the loops over groups, blocks and nodes."""
-    layout = sizes.layout
-    slots = workspace(sizes.slots * sizes.bits * max(run.lanes for run in layout.runs), "uint64")
-    emitters = [_RunEmitter(sizes, buffers, run, slots, epilogue_of(buffers, run)) for run in layout.runs]
-    with serial(layout.geometry.groups) as group:
-        for emitter in emitters:
-            emitter.emit(group)
+    """Emit the loops over blocks of pixels, groups and nodes."""
+    groups = sizes.layout.geometry.groups
+    for run in sizes.layout.runs:
+        tasks = groups * run.blocks
+        is_parallel = sizes.is_parallel and tasks > 1
+        emitter = None if is_parallel else _RunEmitter(sizes, buffers, run, epilogue_of(buffers, run))
+        with parallel(tasks) if is_parallel else serial(tasks) as task:
+            emitter = emitter or _RunEmitter(sizes, buffers, run, epilogue_of(buffers, run))
+            emitter.emit(task % groups, task // groups)
 
 
 class _RunEmitter:
@@ -225,33 +238,31 @@ class _RunEmitter:
         sizes: BitslicedSizes,
         buffers: Mapping[str, Buffer],
         run: BlockRun,
-        slots: Buffer,
         epilogue: CounterEpilogue,
     ) -> None:
         self.sizes = sizes
         self.buffers = buffers
         self.run = run
         self.lanes = run.lanes
-        self.slots = slots
+        self.slots = workspace(sizes.slots * sizes.bits * run.lanes, "uint64")
         self.counter = BitSlicedCounter(sizes.bits, run.lanes, sizes.isa)
         self.position = register(1, "int32")
         self.epilogue = epilogue
 
-    def emit(self, group: Expr) -> None:
-        """Loop over blocks of pixels and nodes."""
+    def emit(self, group: Expr, block: Expr) -> None:
+        """Loop over the nodes of a group, for a block of pixels."""
         layout = self.sizes.layout
-        with serial(self.run.blocks) as block:
-            words = group * layout.shape[1] + self.run.first_word
-            planes = bind((words + block * (layout.block_planes * self.lanes)).astype("int64"))
-            self._count_roots(planes)
-            self.epilogue.begin_block(block)
-            if layout.geometry.groups == 1:
-                with serial(self.sizes.nodes) as node:
-                    self._node(planes, node)
-            else:
-                first = bind(load(self.buffers["first_rows"], group))
-                with serial(load(self.buffers["first_rows"], group + 1) - first) as node:
-                    self._node(planes, first + node)
+        words = group * layout.shape[1] + self.run.first_word
+        planes = bind((words + block * (layout.block_planes * self.lanes)).astype("int64"))
+        self._count_roots(planes)
+        self.epilogue.begin_block(block)
+        if layout.geometry.groups == 1:
+            with serial(self.sizes.nodes) as node:
+                self._node(planes, node)
+        else:
+            first = bind(load(self.buffers["first_rows"], group))
+            with serial(load(self.buffers["first_rows"], group + 1) - first) as node:
+                self._node(planes, first + node)
 
     def _node(self, planes: Expr, node: Expr) -> None:
         fields = {

@@ -14,7 +14,8 @@ the last ten years.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,18 @@ def _flat_view(tensor: Buffer, argument: Argument) -> Buffer:
 def serial(extent: int) -> Any:
     """A loop over ``range(extent)``; a context manager that gives the loop variable."""
     return builder.serial(extent)
+
+
+@contextlib.contextmanager
+def parallel(extent: int) -> Iterator[Expr]:
+    """A loop over ``range(extent)`` whose iterations the threads of the call share.
+
+    Scratch memory and registers must be made inside: each iteration then has its own.
+    """
+    with builder.parallel(extent) as task, builder.sblock("task"):
+        builder.reads([])
+        builder.writes([])
+        yield task
 
 
 def bind(value: Expr) -> Expr:
