@@ -24,7 +24,8 @@ from bnn_compiler.constants import Array
 from bnn_compiler.derived_constant import Constant
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.schedules.isa import Isa
-from bnn_compiler.schedules.pack import PackRule, pack_conv_activations, pack_dense_activations
+from bnn_compiler.schedules.pack import pack_conv_activations, pack_dense_activations
+from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount import Alphabet, codes_alphabet, planes, words_per
 from bnn_compiler.schedules.popcount_conv import conv_bits_shape, popcount_conv2d, popcount_conv2d_constants
 from bnn_compiler.schedules.popcount_dense import popcount_dense, popcount_dense_constants

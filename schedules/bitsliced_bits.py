@@ -39,7 +39,7 @@ from bnn_compiler.schedules.kernel_builder import (
     store,
     workspace,
 )
-from bnn_compiler.schedules.pack import copy_into_ring
+from bnn_compiler.schedules.padding_ring import copy_into_ring
 from bnn_compiler.schedules.popcount import WORD_BITS, is_bipolar, words_per
 from bnn_compiler.schedules.popcount_conv import conv_bits_shape
 

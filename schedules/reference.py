@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnn_compiler.schedules.geometry import ConvGeometry
-from bnn_compiler.schedules.pack import PackRule, Predicate
+from bnn_compiler.schedules.pack_rule import PackRule, Predicate
 from bnn_compiler.schedules.pack_weights import strided_order
 from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, default_zero, is_bipolar, planes, words_per
 

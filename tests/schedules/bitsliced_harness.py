@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bnn_compiler.schedules.channel_program import ALL_MINUS, ALL_PLUS, ChannelTree
 from bnn_compiler.schedules.geometry import ConvGeometry
-from bnn_compiler.schedules.pack import PackRule
+from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.reference import binarise, conv2d_reference, pack_conv_reference, values_of
 from tests.schedules.kernel_harness import Array
 from tests.schedules.paddings import Padding

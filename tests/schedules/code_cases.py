@@ -9,7 +9,7 @@ import numpy as np
 
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa
-from bnn_compiler.schedules.pack import PackRule
+from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount import Alphabet, default_zero
 from bnn_compiler.schedules.popcount_conv import popcount_conv2d, popcount_conv2d_constants
 from bnn_compiler.schedules.popcount_dense import popcount_dense, popcount_dense_constants

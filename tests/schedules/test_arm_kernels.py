@@ -21,7 +21,8 @@ import tvm_ffi
 
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa, detect_isa
-from bnn_compiler.schedules.pack import PackRule, pack_conv_activations, pack_dense_activations
+from bnn_compiler.schedules.pack import pack_conv_activations, pack_dense_activations
+from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount_conv import popcount_conv2d, popcount_conv2d_constants
 from bnn_compiler.schedules.popcount_dense import popcount_dense, popcount_dense_constants
 from bnn_compiler.schedules.reference import (

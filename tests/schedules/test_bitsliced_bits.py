@@ -18,7 +18,7 @@ from bnn_compiler.schedules.bitsliced_bits import (
 from bnn_compiler.schedules.bitsliced_conv import make_layout
 from bnn_compiler.schedules.channel_program import make_program
 from bnn_compiler.schedules.geometry import ConvGeometry
-from bnn_compiler.schedules.pack import PackRule
+from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount_conv import conv_bits_shape
 from bnn_compiler.schedules.reference import pack_conv_reference
 from tests.schedules.bitsliced_harness import TREES, grow_trees, random_layer, random_signs, reader_of

@@ -16,7 +16,7 @@ from bnn_compiler.schedules.bitsliced_bits import (
 from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants, make_layout
 from bnn_compiler.schedules.channel_program import make_program
 from bnn_compiler.schedules.geometry import ConvGeometry
-from bnn_compiler.schedules.pack import PackRule
+from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.program_expansion import expand_program, pack_node_vectors
 from bnn_compiler.schedules.reference import binarise, conv2d_reference, pack_conv_reference, values_of
 from tests.schedules.bitsliced_harness import TREES, grow_trees, random_signs, reader_of

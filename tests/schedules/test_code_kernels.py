@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnn_compiler.schedules.geometry import ConvGeometry
-from bnn_compiler.schedules.pack import PackRule, pack_conv_activations, pack_dense_activations
+from bnn_compiler.schedules.pack import pack_conv_activations, pack_dense_activations
+from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount import code_bits
 from bnn_compiler.schedules.popcount_dense import popcount_dense, popcount_dense_constants
 from bnn_compiler.schedules.reference import binarise, pack_conv_reference, pack_dense_reference

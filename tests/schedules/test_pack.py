@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnn_compiler.schedules.geometry import ConvGeometry
-from bnn_compiler.schedules.pack import PackRule, pack_conv_activations, pack_dense_activations
+from bnn_compiler.schedules.pack import pack_conv_activations, pack_dense_activations
+from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.pack_weights import pack_conv_weights, pack_dense_weights
 from bnn_compiler.schedules.popcount_conv import conv_bits_shape
 from bnn_compiler.schedules.popcount_dense import dense_bits_shape

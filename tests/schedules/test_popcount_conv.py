@@ -13,7 +13,8 @@ from tvm import relax
 
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa, detect_isa
-from bnn_compiler.schedules.pack import PackRule, pack_conv_activations
+from bnn_compiler.schedules.pack import pack_conv_activations
+from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount import OutDtype
 from bnn_compiler.schedules.popcount_conv import (
     border_classes,

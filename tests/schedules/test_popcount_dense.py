@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bnn_compiler.schedules.isa import Isa, detect_isa
-from bnn_compiler.schedules.pack import PackRule
+from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount import Alphabet, OutDtype
 from bnn_compiler.schedules.popcount_dense import popcount_dense, popcount_dense_constants
 from bnn_compiler.schedules.reference import (
