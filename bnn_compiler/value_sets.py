@@ -1,8 +1,8 @@
 """Which finite set of values can a tensor hold, and as which function of which float tensor?
 
-The analysis follows the function's definitions. Binarisers are step functions (``step_function``), on which
-element-wise operators are evaluated value by value. Where a tensor is no step function of one base (a max-pool or a
-concatenation of signs), its plain set of values is still known.
+The analysis follows the function's definitions. Binarisers are step functions (``step_function``) that start at a cut
+(``threshold_cuts``), and element-wise operators are evaluated on them value by value. Where a tensor is no step
+function of one base (a max-pool or a concatenation of signs), its plain set of values is still known.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from tvm.ir import Call, Var
 from bnn_compiler.constants import (
     Array,
     ConstantEvaluator,
-    apply_elementwise,
     dtype_of,
     elementwise_operands,
     evaluate_elementwise,
@@ -31,8 +30,9 @@ from bnn_compiler.element_selection import Functions, selected_operands
 from bnn_compiler.intervals import Interval, apply_to_intervals
 from bnn_compiler.region_values import RegionValues
 from bnn_compiler.residue import COMPARISONS, compared_tensors, find_residue
-from bnn_compiler.step_function import Evaluate, Padding, StepFunction, combine, cut
-from bnn_compiler.value_bounds import ValueBounds, reaches_value
+from bnn_compiler.step_function import StepFunction, combine
+from bnn_compiler.threshold_cuts import spatial_padding, threshold_cut
+from bnn_compiler.value_bounds import ValueBounds
 
 # A set larger than this is no alphabet of a few-bit activation; 16 = 4 bits.
 MAX_SET_SIZE = 16
@@ -159,7 +159,7 @@ class ValueSetAnalysis:
         if name == "relax.nn.pad":
             return self._pad(call)
         if is_elementwise(call):
-            steps = self._steps(call, name)
+            steps = self._steps(call)
             if steps is not None:
                 return ValueSet.of_steps(steps)
             return self._combine_sets(call, name) or self._whole_numbers(call, name)
@@ -167,11 +167,11 @@ class ValueSetAnalysis:
 
     # -- element-wise operators -----------------------------------------------------------------------------------
 
-    def _steps(self, call: Call, name: str) -> StepFunction | None:
+    def _steps(self, call: Call) -> StepFunction | None:
         known = [self.of(arg) for arg in elementwise_operands(call)]
         functions = [entry.steps if entry else None for entry in known]
         if not any(functions):
-            return self._new_partition(call, name)
+            return threshold_cut(call, self)
         first = next(function for function in functions if function is not None)
         if any(entry is not None and not entry.is_exact for entry in known):
             return None  # evaluated from the base upwards instead (``residue``)
@@ -196,52 +196,6 @@ class ValueSetAnalysis:
         alone = sum(isinstance(operand, StepFunction) for operand in operands) == 1
         soft = first.soft_zero and alone and result.is_sign_like
         return replace(result, soft_zero=soft)
-
-    def _new_partition(self, call: Call, name: str) -> StepFunction | None:
-        """``Sign`` or a comparison with a constant cuts a float tensor in two."""
-        if name == "relax.sign":
-            zero = np.zeros((), dtype_of(call.args[0]) or "float32")
-            return self._cut(call.args[0], zero, lambda distance: np.sign(distance[0]), is_sign=True)
-        if name not in COMPARISONS:
-            return None
-        for data, limit, flipped in ((call.args[0], call.args[1], False), (call.args[1], call.args[0], True)):
-            threshold = self.constants.value(limit)
-            if threshold is None or self.constants.value(data) is not None:
-                continue
-            if static_shape(data) != static_shape(call) or not np.issubdtype(threshold.dtype, np.floating):
-                return None
-            if threshold.size and np.all(threshold == threshold.flat[0]):
-                threshold = np.asarray(threshold.flat[0], threshold.dtype)
-            zero = np.zeros((), threshold.dtype)
-
-            def compare(distance: Sequence[Array], zero: Array = zero, flipped: bool = flipped) -> Array:
-                return apply_elementwise(name, [zero, distance[0]] if flipped else [distance[0], zero])
-
-            return self._cut(data, threshold, compare, is_sign=False)
-        return None
-
-    def _cut(self, data: relax.Expr, threshold: Array, evaluate: Evaluate, *, is_sign: bool) -> StepFunction | None:
-        if not isinstance(data, Var) or not np.all(np.isfinite(threshold)):
-            return None
-        base, padding = self._through_padding(data, threshold)
-        bounds = self.bounds.of(base)
-        below, above = bounds.low < np.max(threshold), bounds.high > np.min(threshold)
-        equal = bounds.low <= np.max(threshold) and bounds.high >= np.min(threshold)
-        # A base that is never below (or never above) 0 makes a {0, 1} tensor, and its 0 is a real 0.
-        soft = is_sign and below and equal and above
-        reached = reaches_value(base, 0.0, self) if is_sign and equal else None
-        if reached is not None:  # an integer-valued convolution: known exactly, so 0 is honoured or impossible
-            soft, equal = False, reached
-        return replace(cut(base, threshold, evaluate, reachable=(below, equal, above), padding=padding), soft_zero=soft)
-
-    def _through_padding(self, data: Var, threshold: Array) -> tuple[Var, Padding | None]:
-        """A constant pad before the cut is a pad of the cut's value after it (exact, element by element)."""
-        definition = self.definition(data)
-        if not isinstance(definition, Call) or op_name(definition) != "relax.nn.pad" or threshold.size != 1:
-            return data, None
-        padding = _spatial_padding(definition)
-        inner = definition.args[0]
-        return (inner, padding) if padding is not None and isinstance(inner, Var) else (data, None)
 
     def _combine_sets(self, call: Call, name: str) -> ValueSet | None:
         """Cross product of the operands' sets; a comparison of anything is {0, 1}."""
@@ -284,7 +238,7 @@ class ValueSetAnalysis:
 
     def _pad(self, call: Call) -> ValueSet | None:
         inner = self.of(call.args[0])
-        padding = _spatial_padding(call)
+        padding = spatial_padding(call)
         if inner is None or getattr(call.attrs, "pad_mode", "constant") != "constant":
             return None
         values = inner.values | {float(call.attrs.pad_value)}
@@ -304,17 +258,6 @@ class ValueSetAnalysis:
         values = frozenset().union(*(entry.values for entry in known))
         union = _bounded(values, soft_zero=soft, rounded=any(entry.rounded for entry in known))
         return union and replace(union, undefined=any(entry.undefined for entry in known))
-
-
-def _spatial_padding(call: Call) -> Padding | None:
-    """(top, left, bottom, right) of a constant pad of an NCHW tensor's rows and columns, else None."""
-    widths = [int(width) for width in call.attrs.pad_width]
-    shape = static_shape(call)
-    if shape is None or len(shape) != 4 or len(widths) != 8 or any(widths[:4]) or min(widths) < 0:
-        return None
-    if getattr(call.attrs, "pad_mode", "constant") != "constant":
-        return None
-    return Padding((widths[4], widths[6], widths[5], widths[7]), float(call.attrs.pad_value))
 
 
 def _bounded(values: frozenset[float], *, soft_zero: bool = False, rounded: bool = False) -> ValueSet | None:

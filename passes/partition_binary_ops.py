@@ -20,12 +20,13 @@ from tvm import relax
 from tvm.ir import Call, Var
 
 from bnn_compiler.binary_weights import NotBinary
+from bnn_compiler.canonical_form import Match
 from bnn_compiler.code_binarizers import describe_codes
 from bnn_compiler.composites import build_composite
 from bnn_compiler.constants import op_name, static_shape
 from bnn_compiler.epilogue_folding import fold_affine_epilogue
 from bnn_compiler.layers import BinarySpec
-from bnn_compiler.matching import LayerMatcher, Match
+from bnn_compiler.matching import LayerMatcher
 from bnn_compiler.options import Algorithm, SignZero
 from bnn_compiler.report import Status
 from bnn_compiler.threshold_folding import fold_affine_chain
