@@ -41,7 +41,8 @@ from bnn_compiler.schedules.bitsliced_bits import (
     bitsliced_conv2d_bits_constants,
     pack_bit_rows,
 )
-from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants, make_layout
+from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants
+from bnn_compiler.schedules.bitsliced_sizes import make_layout
 from bnn_compiler.schedules.channel_program import (
     ALL_MINUS,
     ALL_PLUS,
@@ -55,7 +56,8 @@ from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa, detect_isa
 from bnn_compiler.schedules.kernel_builder import Argument, bind, build_kernel, constant, load, serial, store
 from bnn_compiler.schedules.pack import pack_conv_activations
-from bnn_compiler.schedules.popcount_conv import conv_bits_shape, popcount_conv2d, popcount_conv2d_constants
+from bnn_compiler.schedules.popcount_conv import popcount_conv2d, popcount_conv2d_constants
+from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 from bnn_compiler.target import parse_target
 from bnn_compiler.trees.solve import solve_channel_tree
 

@@ -32,12 +32,8 @@ from bnn_compiler.schedules.bitsliced_bits import (
     bitsliced_conv2d_bits_constants,
     pack_bit_rows,
 )
-from bnn_compiler.schedules.bitsliced_conv import (
-    bitsliced_conv2d,
-    bitsliced_conv2d_constants,
-    counter_bits,
-    make_layout,
-)
+from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants
+from bnn_compiler.schedules.bitsliced_sizes import counter_bits, make_layout
 from bnn_compiler.schedules.channel_program import (
     ALL_MINUS,
     ALL_PLUS,
@@ -48,7 +44,7 @@ from bnn_compiler.schedules.channel_program import (
 )
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.popcount import WORD_BITS
-from bnn_compiler.schedules.popcount_conv import conv_bits_shape
+from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 from bnn_compiler.schedules.program_expansion import expand_program, pack_node_vectors
 from bnn_compiler.trees.channel_tree import ChannelTree as SolvedTree
 from bnn_compiler.trees.channel_tree import TreeError

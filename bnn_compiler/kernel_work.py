@@ -15,12 +15,13 @@ import numpy as np
 
 from bnn_compiler.constants import Array
 from bnn_compiler.schedules.bit_planes import PlaneLayout
+from bnn_compiler.schedules.border_classes import has_border_correction
 from bnn_compiler.schedules.channel_program import LONG_BLOCK, SHORT_BLOCK
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.kernel_builder import copy_lanes
 from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet
-from bnn_compiler.schedules.popcount_conv import has_border_correction, popcount_sizes
+from bnn_compiler.schedules.popcount_conv_plan import popcount_sizes
 
 Work = dict[str, float]
 

@@ -27,7 +27,8 @@ from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.pack import pack_conv_activations, pack_dense_activations
 from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount import Alphabet, codes_alphabet, planes, words_per
-from bnn_compiler.schedules.popcount_conv import conv_bits_shape, popcount_conv2d, popcount_conv2d_constants
+from bnn_compiler.schedules.popcount_conv import popcount_conv2d, popcount_conv2d_constants
+from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 from bnn_compiler.schedules.popcount_dense import popcount_dense, popcount_dense_constants
 
 

@@ -39,7 +39,7 @@ from bnn_compiler.schedules.kernel_builder import (
     workspace,
 )
 from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, code_bits, planes, words_per
-from bnn_compiler.schedules.popcount_conv import conv_bits_shape
+from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 
 PixelOrder = Literal["fields", "bytes"]
 

@@ -15,13 +15,9 @@ from tvm import tirx
 
 from bnn_compiler.schedules.bit_matrix import butterflies
 from bnn_compiler.schedules.bit_planes import BlockRun, PlaneLayout
-from bnn_compiler.schedules.bitsliced_conv import (
-    bitsliced_conv2d_constants,
-    counter_bits,
-    emit_counting,
-    make_sizes,
-    program_arguments,
-)
+from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d_constants
+from bnn_compiler.schedules.bitsliced_counting import emit_counting, program_arguments
+from bnn_compiler.schedules.bitsliced_sizes import counter_bits, make_sizes
 from bnn_compiler.schedules.bitsliced_threshold import ThresholdEpilogue, block_classes, class_masks, threshold_table
 from bnn_compiler.schedules.channel_program import ChannelProgram
 from bnn_compiler.schedules.geometry import ConvGeometry
@@ -41,7 +37,7 @@ from bnn_compiler.schedules.kernel_builder import (
 )
 from bnn_compiler.schedules.padding_ring import copy_into_ring
 from bnn_compiler.schedules.popcount import WORD_BITS, is_bipolar, words_per
-from bnn_compiler.schedules.popcount_conv import conv_bits_shape
+from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 
 
 def bitsliced_conv2d_bits_constants(

@@ -36,7 +36,7 @@ from bnn_compiler.schedules.kernel_builder import (
 from bnn_compiler.schedules.popcount import WORD_BITS, float_result, store_leading
 
 if TYPE_CHECKING:
-    from bnn_compiler.schedules.bitsliced_conv import BitslicedSizes
+    from bnn_compiler.schedules.bitsliced_sizes import BitslicedSizes
 
 #: Beyond this many entries a table of offsets is read entry by entry.
 _MOST_TABLE_ENTRIES = 64

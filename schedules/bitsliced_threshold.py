@@ -41,7 +41,7 @@ from bnn_compiler.schedules.kernel_builder import (
 from bnn_compiler.schedules.popcount import WORD_BITS
 
 if TYPE_CHECKING:
-    from bnn_compiler.schedules.bitsliced_conv import BitslicedSizes
+    from bnn_compiler.schedules.bitsliced_sizes import BitslicedSizes
 
 _SIGN_BIT = 63
 #: In a table of thresholds: the bit of this channel is the opposite of the comparison.

@@ -27,7 +27,7 @@ from bnn_compiler.schedules.kernel_builder import (
 from bnn_compiler.schedules.pack_rule import FloatDtype, PackRule, Predicate
 from bnn_compiler.schedules.padding_ring import copy_into_ring
 from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, code_bits, planes, words_per
-from bnn_compiler.schedules.popcount_conv import conv_bits_shape
+from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 from bnn_compiler.schedules.word_packer import WordPacker
 
 

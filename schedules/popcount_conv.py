@@ -16,14 +16,14 @@ any code whose 0 is not the activation 0 (``zero`` of ``popcount``), with zero·
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bnn_compiler.schedules.border_classes import border_classes, has_border_correction
 from bnn_compiler.schedules.geometry import ConvGeometry
-from bnn_compiler.schedules.intrinsics import VectorPopcount, has_avx512, lookup_int32, vector_popcount
+from bnn_compiler.schedules.intrinsics import has_avx512, lookup_int32
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.kernel_builder import (
     Argument,
@@ -58,46 +58,10 @@ from bnn_compiler.schedules.popcount import (
     has_offset_per_channel,
     integer_result,
     narrowed,
-    planes,
     spans,
     store_leading,
-    words_per,
 )
-
-#: Bytes of im2col columns per band: a part of every L2 cache the kernels are meant for.
-_BAND_BYTES = 128 * 1024
-#: Tables of border corrections are padded to vectors of this many entries.
-_TABLE_ALIGN = 16
-
-
-def conv_bits_shape(geometry: ConvGeometry, alphabet: Alphabet) -> tuple[int, ...]:
-    """Shape of the packed activation (uint64) that a convolution reads."""
-    words = planes(alphabet) * words_per(geometry.group_in_channels)
-    return (geometry.batch, geometry.groups, words, geometry.padded_height, geometry.padded_width)
-
-
-def has_border_correction(
-    geometry: ConvGeometry, alphabet: Alphabet, zero_padded: bool, zero: int | None = None
-) -> bool:
-    """Whether z depends on the border class: code 0 is not the activation 0 and cannot be told from padding."""
-    ring_counts = (default_zero(alphabet) if zero is None else zero) != 0
-    return ring_counts and zero_padded and any(geometry.pads)
-
-
-def border_classes(geometry: ConvGeometry) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """The class of each output pixel, int32 [OH·OW], and per class the taps outside, bool [classes, kh, kw]."""
-    axes = []
-    for axis, (size, out_size) in enumerate(
-        [(geometry.height, geometry.out_height), (geometry.width, geometry.out_width)]
-    ):
-        starts = np.arange(out_size) * geometry.strides[axis] - geometry.pads[axis]
-        taps = starts[:, None] + np.arange(geometry.kernel[axis])[None, :] * geometry.dilations[axis]
-        outside = (taps < 0) | (taps >= size)
-        axes.append(np.unique(outside, axis=0, return_inverse=True))
-    (row_outside, row_class), (column_outside, column_class) = axes
-    classes = row_class.reshape(-1, 1) * len(column_outside) + column_class.reshape(1, -1)
-    outside = row_outside[:, None, :, None] | column_outside[None, :, None, :]
-    return classes.reshape(-1).astype(np.int32), outside.reshape(-1, *geometry.kernel)
+from bnn_compiler.schedules.popcount_conv_plan import TABLE_ALIGN, PopcountPlan, conv_bits_shape, padded_classes
 
 
 def popcount_conv2d_constants(
@@ -116,13 +80,9 @@ def popcount_conv2d_constants(
     pixel_class, outside = border_classes(geometry)
     tap_sums = 2 * signs.sum(axis=1, dtype=np.int32) - np.int32(signs.shape[1])
     corrections = tap_sums.reshape(len(signs), -1) @ outside.reshape(len(outside), -1).T.astype(np.int32)
-    offsets = np.zeros((len(signs), _padded_classes(len(outside))), np.int32)
+    offsets = np.zeros((len(signs), padded_classes(len(outside))), np.int32)
     offsets[:, : len(outside)] = np.int32(zero) * corrections + constant_part
     return weights, offsets, pixel_class
-
-
-def _padded_classes(classes: int) -> int:
-    return -(-classes // _TABLE_ALIGN) * _TABLE_ALIGN
 
 
 def popcount_conv2d(
@@ -146,7 +106,7 @@ def popcount_conv2d(
         raise ValueError("an int32 result takes neither scale nor bias")
     zero = default_zero(alphabet) if zero is None else zero
     has_table = has_border_correction(geometry, alphabet, zero_padded, zero)
-    plan = _Plan(geometry, alphabet, has_table, has_offset_per_channel(alphabet, zero), isa)
+    plan = PopcountPlan(geometry, alphabet, has_table, has_offset_per_channel(alphabet, zero), isa)
     channels = (geometry.out_channels,)
     arguments = [
         Argument("bits", conv_bits_shape(geometry, alphabet), "uint64"),
@@ -167,100 +127,10 @@ def popcount_conv2d(
     return build_kernel(name, name, arguments, lambda buffers: _ConvEmitter(plan, dict(buffers)).emit())
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The sizes that shape the loops."""
-
-    geometry: ConvGeometry
-    alphabet: Alphabet
-    has_table: bool
-    offset_per_channel: bool
-    isa: Isa
-
-    @property
-    def unit(self) -> VectorPopcount:
-        return vector_popcount(self.isa)
-
-    @property
-    def words(self) -> int:
-        """Words per pixel and group."""
-        return planes(self.alphabet) * words_per(self.geometry.group_in_channels)
-
-    @property
-    def depth(self) -> int:
-        """Words of activation per dot product."""
-        return self.words * self.geometry.kernel[0] * self.geometry.kernel[1]
-
-    @property
-    def weight_depth(self) -> int:
-        """Words of weights per dot product: the planes of a code share them."""
-        return self.depth // code_bits(self.alphabet)
-
-    @property
-    def pixels(self) -> int:
-        return self.geometry.out_height * self.geometry.out_width
-
-    @property
-    def classes(self) -> int:
-        """Entries of the offset table per channel."""
-        return _padded_classes(len(border_classes(self.geometry)[1])) if self.has_table else 1
-
-    @property
-    def is_pointwise(self) -> bool:
-        """Whether the bits are already the columns."""
-        geometry = self.geometry
-        unpadded = (geometry.padded_height, geometry.padded_width) == (geometry.out_height, geometry.out_width)
-        return geometry.kernel == (1, 1) and unpadded and self.pixels >= self.unit.lanes
-
-    @property
-    def band_rows(self) -> int:
-        """Output rows whose columns are gathered at a time; bands overlap where this does not divide the height."""
-        height, width = self.geometry.out_height, self.geometry.out_width
-        if self.is_pointwise:
-            return height
-        fitting = max(_BAND_BYTES // (self.depth * width * 8), -(-self.unit.lanes // width), 1)
-        return -(-height // -(-height // fitting)) if fitting < height else height
-
-    @property
-    def bands(self) -> int:
-        return -(-self.geometry.out_height // self.band_rows)
-
-    @property
-    def column_stride(self) -> int:
-        """Elements between rows of the columns: whole vectors, and no multiple of 4 KiB, which would alias in L1."""
-        if self.is_pointwise:
-            return self.pixels
-        stride = -(-self.band_rows * self.geometry.out_width // 8) * 8
-        return stride + 8 if stride % 512 == 0 else stride
-
-
-@dataclass(frozen=True)
-class PopcountSizes:
-    """Trip counts of the loops, per image, group and band unless said otherwise.
-
-    ``vectors`` of pixels in ``tiles`` register tiles, ``depth`` words per dot product, ``copied_rows`` rows of each of
-    the ``depth`` columns (none where the bits are the columns).
-    """
-
-    bands: int
-    vectors: int
-    tiles: int
-    depth: int
-    copied_rows: int
-
-
-def popcount_sizes(geometry: ConvGeometry, alphabet: Alphabet, isa: Isa) -> PopcountSizes:
-    """The sizes of the kernel's loops, for estimates of its time."""
-    plan = _Plan(geometry, alphabet, has_table=False, offset_per_channel=False, isa=isa)
-    vectors = -(-plan.band_rows * geometry.out_width // plan.unit.lanes)
-    tiles = -(-vectors // plan.unit.tile[0])
-    return PopcountSizes(plan.bands, vectors, tiles, plan.depth, 0 if plan.is_pointwise else plan.band_rows)
-
-
 class _ConvEmitter:
     """Emits the loops of one convolution."""
 
-    def __init__(self, plan: _Plan, buffers: dict[str, Buffer]) -> None:
+    def __init__(self, plan: PopcountPlan, buffers: dict[str, Buffer]) -> None:
         self.plan = plan
         self.unit = plan.unit
         self.buffers = buffers
@@ -403,7 +273,7 @@ class _ConvEmitter:
             # Fewer pixels than lanes: the class map ends here, so it cannot be loaded as a vector.
             indices = [load(self.buffers["pixel_class"], pixel + min(lane, valid - 1)) for lane in range(lanes)]
             return _gather(offsets, table, indices)
-        if has_avx512(plan.isa) and plan.classes <= 4 * _TABLE_ALIGN:
+        if has_avx512(plan.isa) and plan.classes <= 4 * TABLE_ALIGN:
             entries = [load(offsets, table + start, lanes) for start in range(0, plan.classes, lanes)]
             return lookup_int32(entries, load(self.buffers["pixel_class"], pixel, lanes), lanes)
         return _gather(offsets, table, [load(self.buffers["pixel_class"], pixel + lane) for lane in range(lanes)])

@@ -18,7 +18,7 @@ from bnn_compiler.kernel_measurement import Measurement
 from bnn_compiler.kernel_work import ListWork
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.options import Algorithm
-from bnn_compiler.schedules.bitsliced_conv import make_layout
+from bnn_compiler.schedules.bitsliced_sizes import make_layout
 from bnn_compiler.schedules.channel_program import NODE_FIELDS, ChannelTree, make_program
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa, detect_isa

@@ -14,11 +14,12 @@ from bnn_compiler.schedules.bitsliced_bits import (
     bitsliced_conv2d_bits_constants,
     pack_bit_rows,
 )
-from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants, make_layout
+from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants
+from bnn_compiler.schedules.bitsliced_sizes import make_layout
 from bnn_compiler.schedules.channel_program import make_program
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import detect_isa
-from bnn_compiler.schedules.popcount_conv import conv_bits_shape
+from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 from bnn_compiler.schedules.program_expansion import expand_program, pack_node_vectors
 from tests.schedules.bitsliced_harness import grow_trees, random_layer, random_signs, reader_of
 from tests.schedules.kernel_harness import Array, CompiledKernels, cpu_target

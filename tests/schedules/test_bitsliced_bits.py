@@ -15,11 +15,11 @@ from bnn_compiler.schedules.bitsliced_bits import (
     bitsliced_conv2d_bits_constants,
     pack_bit_rows,
 )
-from bnn_compiler.schedules.bitsliced_conv import make_layout
+from bnn_compiler.schedules.bitsliced_sizes import make_layout
 from bnn_compiler.schedules.channel_program import make_program
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.pack_rule import PackRule
-from bnn_compiler.schedules.popcount_conv import conv_bits_shape
+from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 from bnn_compiler.schedules.reference import pack_conv_reference
 from tests.schedules.bitsliced_harness import TREES, grow_trees, random_layer, random_signs, reader_of
 from tests.schedules.kernel_harness import X86_CPUS, Array, CompiledKernels, runnable_isa

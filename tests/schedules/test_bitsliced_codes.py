@@ -13,7 +13,8 @@ from bnn_compiler.schedules.bitsliced_bits import (
     bitsliced_conv2d_bits_constants,
     pack_bit_rows,
 )
-from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants, make_layout
+from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants
+from bnn_compiler.schedules.bitsliced_sizes import make_layout
 from bnn_compiler.schedules.channel_program import make_program
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.pack_rule import PackRule

@@ -14,7 +14,7 @@ from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.pack import pack_conv_activations, pack_dense_activations
 from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.pack_weights import pack_conv_weights, pack_dense_weights
-from bnn_compiler.schedules.popcount_conv import conv_bits_shape
+from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 from bnn_compiler.schedules.popcount_dense import dense_bits_shape
 from bnn_compiler.schedules.reference import pack_conv_reference, pack_dense_reference
 from tests.schedules.kernel_harness import X86_CPUS, Array, CompiledKernels, misaligned, runnable_isa

@@ -11,17 +11,14 @@ import pytest
 import tvm
 from tvm import relax
 
+from bnn_compiler.schedules.border_classes import border_classes
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa, detect_isa
 from bnn_compiler.schedules.pack import pack_conv_activations
 from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount import OutDtype
-from bnn_compiler.schedules.popcount_conv import (
-    border_classes,
-    conv_bits_shape,
-    popcount_conv2d,
-    popcount_conv2d_constants,
-)
+from bnn_compiler.schedules.popcount_conv import popcount_conv2d, popcount_conv2d_constants
+from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 from bnn_compiler.schedules.reference import (
     binarise,
     conv2d_reference,

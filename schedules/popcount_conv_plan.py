@@ -1,0 +1,120 @@
+"""The sizes that shape the loops of a popcount convolution, and the shape of the bits it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bnn_compiler.schedules.border_classes import border_classes
+from bnn_compiler.schedules.geometry import ConvGeometry
+from bnn_compiler.schedules.intrinsics import VectorPopcount, vector_popcount
+from bnn_compiler.schedules.isa import Isa
+from bnn_compiler.schedules.popcount import Alphabet, code_bits, planes, words_per
+
+#: Bytes of im2col columns per band: a part of every L2 cache the kernels are meant for.
+_BAND_BYTES = 128 * 1024
+#: Tables of border corrections are padded to vectors of this many entries.
+TABLE_ALIGN = 16
+
+
+def conv_bits_shape(geometry: ConvGeometry, alphabet: Alphabet) -> tuple[int, ...]:
+    """Shape of the packed activation (uint64) that a convolution reads."""
+    words = planes(alphabet) * words_per(geometry.group_in_channels)
+    return (geometry.batch, geometry.groups, words, geometry.padded_height, geometry.padded_width)
+
+
+def padded_classes(classes: int) -> int:
+    """Entries of a channel's table of border corrections."""
+    return -(-classes // TABLE_ALIGN) * TABLE_ALIGN
+
+
+@dataclass(frozen=True)
+class PopcountPlan:
+    """The sizes that shape the loops."""
+
+    geometry: ConvGeometry
+    alphabet: Alphabet
+    has_table: bool
+    offset_per_channel: bool
+    isa: Isa
+
+    @property
+    def unit(self) -> VectorPopcount:
+        """How the CPU counts bits."""
+        return vector_popcount(self.isa)
+
+    @property
+    def words(self) -> int:
+        """Words per pixel and group."""
+        return planes(self.alphabet) * words_per(self.geometry.group_in_channels)
+
+    @property
+    def depth(self) -> int:
+        """Words of activation per dot product."""
+        return self.words * self.geometry.kernel[0] * self.geometry.kernel[1]
+
+    @property
+    def weight_depth(self) -> int:
+        """Words of weights per dot product: the planes of a code share them."""
+        return self.depth // code_bits(self.alphabet)
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels of an image."""
+        return self.geometry.out_height * self.geometry.out_width
+
+    @property
+    def classes(self) -> int:
+        """Entries of the offset table per channel."""
+        return padded_classes(len(border_classes(self.geometry)[1])) if self.has_table else 1
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether the bits are already the columns."""
+        geometry = self.geometry
+        unpadded = (geometry.padded_height, geometry.padded_width) == (geometry.out_height, geometry.out_width)
+        return geometry.kernel == (1, 1) and unpadded and self.pixels >= self.unit.lanes
+
+    @property
+    def band_rows(self) -> int:
+        """Output rows whose columns are gathered at a time; bands overlap where this does not divide the height."""
+        height, width = self.geometry.out_height, self.geometry.out_width
+        if self.is_pointwise:
+            return height
+        fitting = max(_BAND_BYTES // (self.depth * width * 8), -(-self.unit.lanes // width), 1)
+        return -(-height // -(-height // fitting)) if fitting < height else height
+
+    @property
+    def bands(self) -> int:
+        """Bands of output rows per image and group."""
+        return -(-self.geometry.out_height // self.band_rows)
+
+    @property
+    def column_stride(self) -> int:
+        """Elements between rows of the columns: whole vectors, and no multiple of 4 KiB, which would alias in L1."""
+        if self.is_pointwise:
+            return self.pixels
+        stride = -(-self.band_rows * self.geometry.out_width // 8) * 8
+        return stride + 8 if stride % 512 == 0 else stride
+
+
+@dataclass(frozen=True)
+class PopcountSizes:
+    """Trip counts of the loops, per image, group and band unless said otherwise.
+
+    ``vectors`` of pixels in ``tiles`` register tiles, ``depth`` words per dot product, ``copied_rows`` rows of each of
+    the ``depth`` columns (none where the bits are the columns).
+    """
+
+    bands: int
+    vectors: int
+    tiles: int
+    depth: int
+    copied_rows: int
+
+
+def popcount_sizes(geometry: ConvGeometry, alphabet: Alphabet, isa: Isa) -> PopcountSizes:
+    """The sizes of the kernel's loops, for estimates of its time."""
+    plan = PopcountPlan(geometry, alphabet, has_table=False, offset_per_channel=False, isa=isa)
+    vectors = -(-plan.band_rows * geometry.out_width // plan.unit.lanes)
+    tiles = -(-vectors // plan.unit.tile[0])
+    return PopcountSizes(plan.bands, vectors, tiles, plan.depth, 0 if plan.is_pointwise else plan.band_rows)
