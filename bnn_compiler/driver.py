@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -24,8 +23,8 @@ from bnn_compiler.frontend.model_file import load_model
 from bnn_compiler.kernel_choice import ChoiceOptions
 from bnn_compiler.kernel_measurement import Measurement
 from bnn_compiler.layers import BinaryLayer
+from bnn_compiler.module_attributes import LAYERS_ATTRIBUTE, read_attribute
 from bnn_compiler.options import CompileOptions
-from bnn_compiler.passes.partition_binary_ops import LAYERS_ATTR
 from bnn_compiler.pipeline import phases, run_phases
 from bnn_compiler.report import LayerReport, NoteReport, Report, make_report
 from bnn_compiler.target import CompileTarget, parse_target
@@ -195,7 +194,7 @@ def _options(
 
 
 def _report(imported: ImportedModel, target: CompileTarget, module: tvm.IRModule) -> Report:
-    entries: list[LayerReport] = json.loads(str(module.attrs[LAYERS_ATTR]))
+    entries: list[LayerReport] = read_attribute(module, LAYERS_ATTRIBUTE)
     notes: list[NoteReport] = [{"code": "model", "node": "", "detail": note} for note in imported.notes]
     notes += [
         {"code": "sign_zero_taken_as_plus_one", "node": entry["name"], "detail": "Sign(0) is taken as +1"}

@@ -16,7 +16,6 @@ Conditions: (1) ``nn.conv3d`` in NCDHW/OIDHW with static shapes and floating-poi
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from bnn_compiler.binary_weights import BinaryWeights, analyse_weights
 from bnn_compiler.constants import Array, dtype_of, op_name, static_shape
 from bnn_compiler.value_sets import ValueSet, ValueSetAnalysis
 
-from .partition_binary_ops import NAMES_ATTR
+from .rewrite_products import Names, move_name, rewrite_products
 
 
 @tvm.transform.module_pass(opt_level=0, name="FlattenConv3d")
@@ -37,22 +36,12 @@ class FlattenConv3d:
 
     def transform_module(self, module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Apply to ``main``, and give the names of a rewritten convolution to what takes its place."""
-        main = module["main"]
-        bindings = {b.var: b.value for block in main.body.blocks for b in block.bindings}
-        if not any(op_name(value) == "relax.nn.conv3d" for value in bindings.values()):
-            return module
-        attributes = dict(module.attrs.items()) if module.attrs else {}
-        names = json.loads(str(attributes[NAMES_ATTR])) if NAMES_ATTR in attributes else {}
-        flattener = _Flattener(module, ValueSetAnalysis(bindings), names)
-        flattener.builder_.update_func(module.get_global_var("main"), flattener.visit_expr(main))
-        if names:
-            attributes[NAMES_ATTR] = json.dumps(names)
-        return tvm.IRModule(flattener.builder_.get().functions, attrs=attributes)
+        return rewrite_products(module, _is_conv3d, _Flattener)
 
 
 @relax.expr_functor.mutator
 class _Flattener(relax.PyExprMutator):  # type: ignore[misc]
-    def __init__(self, module: tvm.IRModule, analysis: ValueSetAnalysis, names: dict[str, Any]) -> None:
+    def __init__(self, module: tvm.IRModule, analysis: ValueSetAnalysis, names: Names) -> None:
         super().__init__(module)
         self._analysis = analysis
         self._names = names
@@ -60,7 +49,7 @@ class _Flattener(relax.PyExprMutator):  # type: ignore[misc]
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         """Rewrite one convolution, or copy the binding."""
         call = binding.value
-        weights = self._analysis.constants.value(call.args[1]) if op_name(call) == "relax.nn.conv3d" else None
+        weights = self._analysis.constants.value(call.args[1]) if _is_conv3d(call) else None
         if weights is None or not _is_supported(call):
             super().visit_var_binding_(binding)
             return
@@ -100,8 +89,7 @@ class _Flattener(relax.PyExprMutator):  # type: ignore[misc]
             ),
             f"{name}_conv2d",
         )
-        if name in self._names:
-            self._names[str(product.name)] = {**self._names[name], "output": None}
+        move_name(self._names, name, product)
         result = self.builder_.emit(relax.op.reshape(product, (batch, out_depth, out_channels, out_height, out_width)))
         result = relax.op.permute_dims(result, [0, 2, 1, 3, 4])
         if not fill:
@@ -110,6 +98,10 @@ class _Flattener(relax.PyExprMutator):  # type: ignore[misc]
         excess = _frame_excess(weights, outside, (height, width), (out_height, out_width), strides, dilations, pads)
         constant = relax.const((fill * excess).astype(weights.dtype), str(weights.dtype))
         return relax.op.subtract(self.builder_.emit(result), constant)
+
+
+def _is_conv3d(value: relax.Expr) -> bool:
+    return op_name(value) == "relax.nn.conv3d"
 
 
 def _is_supported(call: Call) -> bool:

@@ -34,8 +34,8 @@ from bnn_compiler.derived_constant import Constant, DerivedConstant, resident_by
 from bnn_compiler.kernel_choice import Choice, ChoiceOptions, choose_kernels
 from bnn_compiler.layer_kernels import Kernel, reach_of
 from bnn_compiler.layers import BinaryLayer, BinarySpec, LayerNames, Move
+from bnn_compiler.module_attributes import LAYERS_ATTRIBUTE, read_attribute
 from bnn_compiler.passes.lift_derived_constants import DERIVES_ATTR
-from bnn_compiler.passes.partition_binary_ops import LAYERS_ATTR
 from bnn_compiler.schedules.isa import Isa, detect_isa
 from bnn_compiler.target import target_in_scope
 
@@ -139,7 +139,7 @@ def lower_module(
 ) -> tuple[tvm.IRModule, list[BinaryLayer]]:
     """The lowered module and what verification needs of each layer, in the order of the report."""
     attributes = dict(module.attrs.items()) if module.attrs else {}
-    entries = json.loads(str(attributes.get(LAYERS_ATTR, "[]")))
+    entries = read_attribute(module, LAYERS_ATTRIBUTE) or []
     planned = _plan(module, detect_isa(target), options, [entry["name"] for entry in entries])
     plans = {plan.composite: plan for plan in planned}
     layers_of = {name: (plan.spec, plan.choice.kernels) for name, plan in plans.items()}
@@ -165,7 +165,7 @@ def lower_module(
             input=layer.input_tensor,
             output=layer.output_tensor,
         )
-    attributes[LAYERS_ATTR] = json.dumps(entries)
+    attributes[LAYERS_ATTRIBUTE] = json.dumps(entries)
     composites = {plan.composite for plan in planned}
     functions = {v: f for v, f in lowerer.builder_.get().functions.items() if v.name_hint not in composites}
     return relax.transform.DeadCodeElimination()(tvm.IRModule(functions, attrs=attributes)), layers

@@ -12,9 +12,7 @@ Kernels take float32. Conditions, under which both sides are the exact integer s
 
 from __future__ import annotations
 
-import json
 import math
-from typing import Any
 
 import numpy as np
 import tvm
@@ -25,7 +23,7 @@ from bnn_compiler.binary_weights import BinaryWeights, analyse_weights
 from bnn_compiler.constants import Array, dtype_of, op_name
 from bnn_compiler.value_sets import ValueSetAnalysis
 
-from .partition_binary_ops import NAMES_ATTR
+from .rewrite_products import Names, move_name, rewrite_products
 
 _PRODUCTS = ("relax.nn.conv1d", "relax.nn.conv2d", "relax.matmul")
 
@@ -36,22 +34,12 @@ class NarrowDoubleProducts:
 
     def transform_module(self, module: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
         """Apply to ``main``, and give the names of a rewritten product to what takes its place."""
-        main = module["main"]
-        bindings = {b.var: b.value for block in main.body.blocks for b in block.bindings}
-        if not any(_is_double_product(value) for value in bindings.values()):
-            return module
-        attributes = dict(module.attrs.items()) if module.attrs else {}
-        names = json.loads(str(attributes[NAMES_ATTR])) if NAMES_ATTR in attributes else {}
-        narrower = _Narrower(module, ValueSetAnalysis(bindings), names)
-        narrower.builder_.update_func(module.get_global_var("main"), narrower.visit_expr(main))
-        if names:
-            attributes[NAMES_ATTR] = json.dumps(names)
-        return tvm.IRModule(narrower.builder_.get().functions, attrs=attributes)
+        return rewrite_products(module, _is_double_product, _Narrower)
 
 
 @relax.expr_functor.mutator
 class _Narrower(relax.PyExprMutator):  # type: ignore[misc]
-    def __init__(self, module: tvm.IRModule, analysis: ValueSetAnalysis, names: dict[str, Any]) -> None:
+    def __init__(self, module: tvm.IRModule, analysis: ValueSetAnalysis, names: Names) -> None:
         super().__init__(module)
         self._analysis = analysis
         self._names = names
@@ -67,8 +55,7 @@ class _Narrower(relax.PyExprMutator):  # type: ignore[misc]
         if op_name(call) == "relax.matmul":
             narrow = relax.op.matmul(*operands)
         product = self.builder_.emit(narrow, f"{name}_float32")
-        if name in self._names:
-            self._names[str(product.name)] = {**self._names[name], "output": None}
+        move_name(self._names, name, product)
         emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
         self.set_var_remap(binding.var, emit(relax.op.astype(product, "float64"), binding.var.name))
 

@@ -27,13 +27,11 @@ from bnn_compiler.constants import op_name, static_shape
 from bnn_compiler.epilogue_folding import fold_affine_epilogue
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.matching import LayerMatcher
+from bnn_compiler.module_attributes import INPUTS_ATTRIBUTE, LAYERS_ATTRIBUTE, NAMES_ATTRIBUTE, read_attribute
 from bnn_compiler.options import Algorithm, SignZero
 from bnn_compiler.report import Status
 from bnn_compiler.threshold_folding import fold_affine_chain
 
-LAYERS_ATTR = "bnnc.layers"
-NAMES_ATTR = "bnnc.names"
-INPUTS_ATTR = "bnnc.inputs"
 _PRODUCTS = (
     "relax.nn.conv1d",
     "relax.nn.conv2d",
@@ -154,9 +152,8 @@ def _verdict(found: Match | NotBinary) -> tuple[str, str]:
 
 def _onnx_names(module: tvm.IRModule) -> dict[str, dict[str, Any]]:
     """ONNX node and tensor of each Relax variable, as the front end left them; empty for modules from elsewhere."""
-    attributes = module.attrs or {}
-    inputs = json.loads(str(attributes[INPUTS_ATTR])) if INPUTS_ATTR in attributes else {}
-    names = json.loads(str(attributes[NAMES_ATTR])) if NAMES_ATTR in attributes else {}
+    inputs = read_attribute(module, INPUTS_ATTRIBUTE) or {}
+    names = read_attribute(module, NAMES_ATTRIBUTE) or {}
     return {parameter: {"output": tensor} for parameter, tensor in inputs.items()} | names
 
 
@@ -197,6 +194,6 @@ class PartitionBinaryOps:
         partitioner = _Partitioner(module, matcher, planned)
         partitioner.builder_.update_func(module.get_global_var("main"), partitioner.visit_expr(main))
         attributes = dict(module.attrs.items()) if module.attrs else {}
-        attributes[LAYERS_ATTR] = json.dumps([plan.entry for plan in planned.values()])
+        attributes[LAYERS_ATTRIBUTE] = json.dumps([plan.entry for plan in planned.values()])
         partitioned = tvm.IRModule(partitioner.builder_.get().functions, attrs=attributes)
         return relax.transform.DeadCodeElimination()(partitioned)

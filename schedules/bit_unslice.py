@@ -14,8 +14,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from tvm import tirx
 
 from bnn_compiler.schedules.bit_matrix import butterflies, exchange_bytes
@@ -23,8 +21,6 @@ from bnn_compiler.schedules.bit_planes import PixelOrder
 from bnn_compiler.schedules.intrinsics import affine_transpose, has_affine_transpose
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.kernel_builder import Expr, bind, constant, typed
-
-UInt8Array = NDArray[np.uint8]
 
 #: Counters have at most this many planes.
 MOST_BITS = 16

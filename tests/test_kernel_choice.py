@@ -26,33 +26,14 @@ from bnn_compiler.schedules.popcount import Alphabet
 from bnn_compiler.target import parse_target
 from bnn_compiler.trees.channel_tree import TreeError
 from bnn_compiler.trees.solve import solve_channel_tree
+from tests.binary_specs import binary_conv, binary_dense
 
 ISA = detect_isa(parse_target("llvm -mcpu=znver4").tvm_target)
 
 
-def layer(channels: int, size: int, *, flip: float = 0.5, dense: bool = False) -> BinarySpec:
-    """Channels that differ from one common vector with probability ``flip`` per weight."""
-    random = np.random.default_rng(0)
-    taps = 1 if dense else 9
-    signs = (random.random((1, channels * taps)) < 0.5) ^ (random.random((channels, channels * taps)) < flip)
-    weights = np.where(signs, 1, -1).astype(np.float32)
-    geometry = None if dense else ConvGeometry(1, channels, size, size, channels, (3, 3), pads=(1, 1, 1, 1))
-    return BinarySpec(
-        input_shape=(1, channels) if dense else (1, channels, size, size),
-        prefix=(),
-        suffix=(),
-        predicate="ge",
-        threshold=np.zeros((), np.float32),
-        direction=None,
-        low=-1.0,
-        high=1.0,
-        ring=None,
-        geometry=geometry,
-        rows=1 if dense else 0,
-        weights=weights.T.copy() if dense else weights.reshape(channels, channels, 3, 3),
-        scale=None,
-        bias=None,
-    )
+def layer(channels: int, size: int, *, flip: float = 0.5) -> BinarySpec:
+    """A 3x3 convolution whose channels differ from one common vector with probability ``flip`` per weight."""
+    return binary_conv(ConvGeometry(1, channels, size, size, channels, (3, 3), pads=(1, 1, 1, 1)), flip=flip)
 
 
 def test_forced() -> None:
@@ -64,7 +45,7 @@ def test_forced() -> None:
 
 
 def test_dense_layers_have_one_kernel() -> None:
-    choice = choose_kernels(layer(64, 1, dense=True), ISA, ChoiceOptions("bitsliced"))
+    choice = choose_kernels(binary_dense(1, 64, 64), ISA, ChoiceOptions("bitsliced"))
     assert (choice.kernels.algorithm, choice.details) == ("popcount", {"source": "only"})
 
 

@@ -16,7 +16,7 @@ class ImportedModel:
 
     ``module`` holds one function, ``main``: its parameters are the graph inputs in order, every ONNX node's result is
     a binding of its dataflow block, and it returns the graph outputs (a tuple when there are several). The module
-    attributes ``bnnc.names`` and ``bnnc.inputs`` are JSON texts: see :mod:`bnn_compiler.frontend.relax_importer`.
+    attributes ``bnnc.names`` and ``bnnc.inputs`` are JSON texts: see :mod:`bnn_compiler.module_attributes`.
 
     ``onnx_model`` is the normalised model: static shapes, opset and IR version as in the file, nodes named uniquely,
     constants folded. ONNX Runtime can run it, and its tensor names are those of ``bnnc.names``.

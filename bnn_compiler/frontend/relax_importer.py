@@ -7,13 +7,7 @@ TVM's importer does the conversion of single operators; this module drives it, b
 - keeps constant subexpressions it creates itself (a bias reshaped, a weight transposed) as calls;
 - prints to standard output, and raises whatever a converter raises.
 
-Module attributes written here, both JSON objects:
-
-``bnnc.names``
-    Relax variable name -> ``{"node", "op", "output"}``. ``output`` is the name of the ONNX tensor that the variable
-    holds, or null for an inner result of the node: the ``conv2d`` of a ``Conv`` with bias, whose tensor is the ``add``.
-``bnnc.inputs``
-    Relax parameter name -> ONNX input name, in order.
+The map is in the module attributes ``bnnc.names`` and ``bnnc.inputs``: ``module_attributes`` says what they hold.
 """
 
 from __future__ import annotations
@@ -30,12 +24,10 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map
 
 from bnn_compiler.errors import ModelError, UnsupportedOperatorError
+from bnn_compiler.module_attributes import INPUTS_ATTRIBUTE, NAMES_ATTRIBUTE
 
 from .onnx_graph import describe_node
 from .operator_converters import OWN_CONVERTERS, ConverterInputs, fold_layout
-
-NAMES_ATTRIBUTE = "bnnc.names"
-INPUTS_ATTRIBUTE = "bnnc.inputs"
 
 _BUILDER_NAME = re.compile(r"(lv|gv)\d*(_\d+)?")
 """Names that the block builder gives to variables; it does not avoid the parameters' own."""

@@ -9,7 +9,7 @@ import tvm
 
 from bnn_compiler.errors import UnsupportedOperatorError
 from bnn_compiler.frontend import ImportedModel, import_onnx
-from bnn_compiler.frontend.relax_importer import INPUTS_ATTRIBUTE, NAMES_ATTRIBUTE
+from bnn_compiler.module_attributes import INPUTS_ATTRIBUTE, NAMES_ATTRIBUTE
 
 from .onnx_text import parse, random_feeds, run_onnx, run_relax
 

@@ -1,26 +1,15 @@
-"""The ARM kernels under qemu-user, bit for bit: no TVM runtime, just the kernels and a C main linked statically.
-
-Needs ziglang (it brings a C library for every target) and qemu-user; skips with a reason without them.
-"""
+"""The packing and popcount kernels for ARM under qemu-user, bit for bit."""
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tvm
-import tvm_ffi
 
 from bnn_compiler.schedules.geometry import ConvGeometry
-from bnn_compiler.schedules.isa import Isa, detect_isa
+from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.pack import pack_conv_activations, pack_dense_activations
 from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount_conv import popcount_conv2d, popcount_conv2d_constants
@@ -34,7 +23,7 @@ from bnn_compiler.schedules.reference import (
     pack_dense_reference,
     values_of,
 )
-from bnn_compiler.target import CompileTarget, parse_target
+from tests.schedules.arm_emulation import MACHINES, Case, check_on, emulated_machine
 from tests.schedules.code_cases import (
     CODES,
     code_activations,
@@ -44,70 +33,6 @@ from tests.schedules.code_cases import (
     dense_case,
     pack_options,
 )
-from tests.schedules.kernel_harness import Array
-
-#: LLVM target text, emulator, zig's name of the target.
-MACHINES = {
-    "aarch64": ("llvm -mcpu=cortex-a72", "qemu-aarch64", "aarch64-linux-musl"),
-    "armv7": ("llvm -mtriple=armv7l-linux-gnueabihf -mcpu=cortex-a7", "qemu-arm", "arm-linux-musleabihf"),
-}
-_DTYPES = {
-    "uint64": "{kDLUInt, 64, 1}",
-    "uint16": "{kDLUInt, 16, 1}",
-    "int32": "{kDLInt, 32, 1}",
-    "float32": "{kDLFloat, 32, 1}",
-}
-
-_MAIN = """
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <tvm/ffi/c_api.h>
-
-/* What a kernel needs of TVM's runtime; its loader fills in the two pointers. */
-extern void* (*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int);
-extern int (*__TVMBackendFreeWorkspace)(int, int, void*);
-static void* allocate(int type, int id, uint64_t size, int code, int bits) {
-  return aligned_alloc(64, (size + 63) / 64 * 64);
-}
-static int release(int type, int id, void* data) { free(data); return 0; }
-void TVMFFIErrorSetRaisedFromCStrParts(const char* kind, const char** parts, int32_t count) {
-  fprintf(stderr, "%s: ", kind);
-  for (int32_t i = 0; i < count; ++i) fputs(parts[i] ? parts[i] : "", stderr);
-}
-void TVMFFIErrorSetRaisedFromCStr(const char* kind, const char* message) { fprintf(stderr, "%s: %s", kind, message); }
-
-typedef int (*Kernel)(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);
-static DLTensor tensor(DLDataType dtype, int ndim, int64_t* shape, int is_input, size_t* bytes) {
-  DLTensor result = {NULL, {kDLCPU, 0}, ndim, dtype, shape, NULL, 0};
-  *bytes = dtype.bits / 8;
-  for (int i = 0; i < ndim; ++i) *bytes *= shape[i];
-  result.data = allocate(0, 0, *bytes, 0, 0);
-  memset(result.data, 0xCD, *bytes);
-  if (is_input && fread(result.data, 1, *bytes, stdin) != *bytes) exit(3);
-  return result;
-}
-static void call(Kernel kernel, int count, DLTensor* tensors, size_t output_bytes) {
-  TVMFFIAny arguments[16], result;
-  memset(arguments, 0, sizeof arguments);
-  memset(&result, 0, sizeof result);
-  for (int i = 0; i < count; ++i) {
-    arguments[i].type_index = kTVMFFIDLTensorPtr;
-    arguments[i].v_ptr = &tensors[i];
-  }
-  if (kernel(NULL, arguments, count, &result)) exit(4);
-  fwrite(tensors[count - 1].data, 1, output_bytes, stdout);
-}
-"""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A kernel, its inputs and what it must give."""
-
-    function: Any
-    inputs: list[Array]
-    expected: Array
 
 
 def _conv_case(
@@ -170,55 +95,11 @@ def _overflow_case(depth: int, isa: Isa) -> list[Case]:
     return [Case(dense, inputs, np.full((1, 9), -depth, np.int32))]
 
 
-def _c_source(cases: Mapping[str, Case]) -> str:
-    """A main that runs the cases in order: inputs from stdin, outputs to stdout."""
-    lines = [_MAIN]
-    lines += [f"extern int __tvm_ffi_{name}(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);" for name in cases]
-    lines += ["int main(void) {", "  __TVMBackendAllocWorkspace = allocate;", "  __TVMBackendFreeWorkspace = release;"]
-    for name, case in cases.items():
-        arrays = [*case.inputs, case.expected]
-        lines.append(f"  {{ DLTensor t[{len(arrays)}]; size_t bytes;")
-        for index, array in enumerate(arrays):
-            shape = ", ".join(map(str, array.shape))
-            lines.append(f"    int64_t s{index}[] = {{{shape}}};")
-            is_input = int(index < len(case.inputs))
-            dtype = f"(DLDataType){_DTYPES[array.dtype.name]}"
-            lines.append(f"    t[{index}] = tensor({dtype}, {array.ndim}, s{index}, {is_input}, &bytes);")
-        lines.append(f"    call(__tvm_ffi_{name}, {len(arrays)}, t, bytes); }}")
-    return "\n".join([*lines, "  return 0;", "}"])
-
-
-def run_on(target: CompileTarget, emulator: str, zig_target: str, cases: Mapping[str, Case], folder: Path) -> bytes:
-    named = {name: case.function.with_attr("global_symbol", name) for name, case in cases.items()}
-
-    def link(output: str, objects: Sequence[str], **_: Any) -> None:
-        source = folder / "main.c"
-        source.write_text(_c_source(cases), encoding="utf-8")
-        headers = tvm_ffi.libinfo.find_include_path()
-        dlpack = tvm_ffi.libinfo.find_dlpack_include_path()
-        command = [sys.executable, "-m", "ziglang", "cc", "-target", zig_target, "-static", "-O1", "-w"]
-        objects = [path for path in objects if path.endswith(".o")]
-        command += [f"-I{headers}", f"-I{dlpack}", str(source), *objects, "-lm", "-o", output]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-
-    program = folder / "program.so"
-    tvm.compile(tvm.IRModule(named), target=target.tvm_target).export_library(str(program), fcompile=link)
-    stdin = b"".join(array.tobytes() for case in cases.values() for array in case.inputs)
-    result = subprocess.run([emulator, str(program)], input=stdin, capture_output=True, check=False)
-    assert result.returncode == 0, result.stderr.decode()
-    return result.stdout
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("machine", MACHINES)
-def test_arm_kernels(machine: str, tmp_path: Path) -> None:
-    target_text, emulator, zig_target = MACHINES[machine]
-    if shutil.which(emulator) is None:
-        pytest.skip(f"no {emulator}: apt-get install qemu-user")
-    if importlib.util.find_spec("ziglang") is None:
-        pytest.skip("no ziglang to link with: pip install ziglang")
-    target = parse_target(target_text)
-    isa = detect_isa(target.tvm_target)
+@pytest.mark.parametrize("name", MACHINES)
+def test_arm_kernels(name: str, tmp_path: Path) -> None:
+    machine = emulated_machine(name)
+    isa = machine.isa
     rng = np.random.default_rng(0)
     everything = ConvGeometry(2, 66, 11, 13, 14, (3, 2), (2, 1), (1, 0, 2, 1), (1, 2), groups=2)
     listed = [
@@ -237,9 +118,4 @@ def test_arm_kernels(machine: str, tmp_path: Path) -> None:
         *_overflow_case(4_200 * 64, isa),
     ]
     cases = {f"k{index}": case for index, case in enumerate(listed)}
-    output = run_on(target, emulator, zig_target, cases, tmp_path)
-    for name, case in cases.items():
-        data, output = output[: case.expected.nbytes], output[case.expected.nbytes :]
-        found = np.frombuffer(data, case.expected.dtype).reshape(case.expected.shape)
-        np.testing.assert_array_equal(found, case.expected, err_msg=name)
-    assert output == b""
+    check_on(machine, cases, tmp_path)

@@ -1,9 +1,7 @@
-"""The bit-sliced kernels for ARM under qemu-user, bit for bit; skips with a reason without ziglang or qemu."""
+"""The bit-sliced kernels for ARM under qemu-user, bit for bit."""
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +12,13 @@ from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_co
 from bnn_compiler.schedules.bitsliced_sizes import make_layout
 from bnn_compiler.schedules.channel_program import make_program
 from bnn_compiler.schedules.geometry import ConvGeometry
-from bnn_compiler.schedules.isa import Isa, detect_isa
+from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.program_expansion import expand_program, pack_node_vectors
 from bnn_compiler.schedules.reference import epilogue_reference
-from bnn_compiler.target import parse_target
+from tests.schedules.arm_emulation import MACHINES, Case, check_on, emulated_machine
 from tests.schedules.bitsliced_harness import grow_trees, random_layer, random_signs
 from tests.schedules.kernel_harness import CompiledKernels
 from tests.schedules.paddings import PADDINGS
-from tests.schedules.test_arm_kernels import MACHINES, Case, run_on
 
 GEOMETRIES = {
     "bipolar-zero": ConvGeometry(1, 65, 13, 11, 5, (3, 3), pads=(1, 1, 1, 1)),
@@ -55,21 +52,11 @@ def _cases(padding_name: str, isa: Isa, rng: np.random.Generator) -> dict[str, C
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("machine", MACHINES)
-def test_bitsliced_kernels_on_arm(machine: str, tmp_path: Path) -> None:
-    target_text, emulator, zig_target = MACHINES[machine]
-    if shutil.which(emulator) is None:
-        pytest.skip(f"no {emulator}: apt-get install qemu-user")
-    if importlib.util.find_spec("ziglang") is None:
-        pytest.skip("no ziglang to link with: pip install ziglang")
-    target = parse_target(target_text)
+@pytest.mark.parametrize("name", MACHINES)
+def test_bitsliced_kernels_on_arm(name: str, tmp_path: Path) -> None:
+    machine = emulated_machine(name)
     rng = np.random.default_rng(0)
     cases: dict[str, Case] = {}
-    for name in GEOMETRIES:
-        cases |= _cases(name, detect_isa(target.tvm_target), rng)
-    output = run_on(target, emulator, zig_target, cases, tmp_path)
-    for name, case in cases.items():
-        data, output = output[: case.expected.nbytes], output[case.expected.nbytes :]
-        found = np.frombuffer(data, case.expected.dtype).reshape(case.expected.shape)
-        np.testing.assert_array_equal(found, case.expected, err_msg=name)
-    assert output == b""
+    for padding_name in GEOMETRIES:
+        cases |= _cases(padding_name, machine.isa, rng)
+    check_on(machine, cases, tmp_path)

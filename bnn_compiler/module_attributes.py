@@ -1,0 +1,29 @@
+"""What a Relax module carries beside its functions: attributes whose values are JSON texts.
+
+``bnnc.names``
+    Relax variable name -> ``{"node", "op", "output"}``. ``output`` is the name of the ONNX tensor that the variable
+    holds, or null for an inner result of the node: the ``conv2d`` of a ``Conv`` with bias, whose tensor is the ``add``.
+``bnnc.inputs``
+    Relax parameter name -> ONNX input name, in order.
+``bnnc.layers``
+    The report's list of layers, from ``PartitionBinaryOps`` on.
+
+The front end writes the first two; modules from elsewhere do not have them, and work the same.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import tvm
+
+NAMES_ATTRIBUTE = "bnnc.names"
+INPUTS_ATTRIBUTE = "bnnc.inputs"
+LAYERS_ATTRIBUTE = "bnnc.layers"
+
+
+def read_attribute(module: tvm.IRModule, attribute: str) -> Any:
+    """The value of ``attribute``, or None where the module has no such attribute."""
+    attributes = module.attrs or {}
+    return json.loads(str(attributes[attribute])) if attribute in attributes else None
