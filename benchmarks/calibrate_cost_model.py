@@ -26,8 +26,8 @@ from bnn_compiler.bench import Call, cpu_name, time_in_turn
 from bnn_compiler.bitsliced_layer import BitslicedPlan, bitsliced_kernels, star_plan
 from bnn_compiler.kernel_timing import stage_calls
 from bnn_compiler.kernel_work import Work, counting_work, pack_work, planes_work, popcount_work
-from bnn_compiler.layer_kernels import popcount_kernels
 from bnn_compiler.layers import BinarySpec
+from bnn_compiler.popcount_layer import popcount_kernels
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa, detect_isa
 from bnn_compiler.target import CompileTarget, parse_target

@@ -14,6 +14,7 @@ from bnn_compiler.cost_model import CostModel
 from bnn_compiler.derived_constant import Constant, DerivedConstant
 from bnn_compiler.kernel_work import ListWork
 from bnn_compiler.layer_kernels import (
+    GIVES_BITS_ATTR,
     Kernel,
     LayerKernels,
     alphabet_of,
@@ -50,8 +51,6 @@ from bnn_compiler.trees.channel_tree import ChannelTree as SolvedTree
 from bnn_compiler.trees.channel_tree import TreeError
 from bnn_compiler.trees.solve import solve_channel_tree
 
-#: On a counting kernel: it gives bits, and begins with this many constants of the kernel that gives floats.
-GIVES_BITS_ATTR = "bnnc.gives_bits"
 #: Of a plain tree's cost; measured on trained and random layers: 0.25 to 0.35 (docs/channel-trees.md).
 _SYNTHETIC_SAVING = 0.4
 

@@ -30,9 +30,10 @@ from bnn_compiler.bitsliced_layer import (
 )
 from bnn_compiler.cost_model import CostModel, load_cost_model
 from bnn_compiler.kernel_measurement import Measurement, measured_nanoseconds
-from bnn_compiler.layer_kernels import LayerKernels, alphabet_of, popcount_kernels
+from bnn_compiler.layer_kernels import LayerKernels, alphabet_of
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.options import Algorithm
+from bnn_compiler.popcount_layer import popcount_kernels
 from bnn_compiler.report import CandidateReport, ChoiceReport, TreeReport
 from bnn_compiler.schedules.isa import Isa
 

@@ -27,9 +27,10 @@ from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.pack import pack_conv_activations, pack_dense_activations
 from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount import Alphabet, codes_alphabet, planes, words_per
-from bnn_compiler.schedules.popcount_conv import popcount_conv2d, popcount_conv2d_constants
 from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
-from bnn_compiler.schedules.popcount_dense import popcount_dense, popcount_dense_constants
+
+#: On a product kernel: it gives bits, and begins with this many constants of the kernel that gives floats.
+GIVES_BITS_ATTR = "bnnc.gives_bits"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,43 +90,6 @@ class OutputMap:
     def arguments(self) -> tuple[Array, ...]:
         """The constants that a kernel takes for it."""
         return tuple(array for array in (self.scaled, self.bias) if array is not None)
-
-
-def popcount_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
-    """Build the popcount kernels of a layer for one instruction set."""
-    signs = spec.binary_weights.signs
-    alphabet = alphabet_of(spec)
-    zero = zero_of(spec)
-    mapped = output_map(spec)
-    has_scale, has_bias = mapped.scaled is not None, mapped.bias is not None
-    if spec.geometry is not None:
-        zero_padded = needs_correction(spec)
-        function = popcount_conv2d(
-            spec.geometry,
-            alphabet=alphabet,
-            zero_padded=zero_padded,
-            has_scale=has_scale,
-            has_bias=has_bias,
-            isa=isa,
-            zero=zero,
-        )
-        constants = popcount_conv2d_constants(
-            spec.geometry, signs, alphabet=alphabet, zero_padded=zero_padded, zero=zero
-        )
-    else:
-        function = popcount_dense(
-            spec.rows,
-            spec.fan_in,
-            spec.out_channels,
-            alphabet=alphabet,
-            has_scale=has_scale,
-            has_bias=has_bias,
-            isa=isa,
-            zero=zero,
-        )
-        constants = popcount_dense_constants(signs, alphabet=alphabet, zero=zero)
-    product = Kernel(function, (*constants, *mapped.arguments), spec.output_shape, "float32")
-    return LayerKernels("popcount", (pack_kernel(spec, isa), product), mapped)
 
 
 def zero_of(spec: BinarySpec) -> int | None:

@@ -16,6 +16,7 @@ any code whose 0 is not the activation 0 (``zero`` of ``popcount``), with zero·
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -124,13 +125,13 @@ def popcount_conv2d(
     arguments.append(Argument("output", shape, out_dtype))
     kernel_shape = "x".join(map(str, geometry.kernel))
     name = f"popcount_conv2d_{kernel_shape}_{alphabet}_{isa.name}"
-    return build_kernel(name, name, arguments, lambda buffers: _ConvEmitter(plan, dict(buffers)).emit())
+    return build_kernel(name, name, arguments, lambda buffers: ConvEmitter(plan, buffers).emit())
 
 
-class _ConvEmitter:
-    """Emits the loops of one convolution."""
+class ConvEmitter:
+    """Emits the loops of one convolution; ``results`` is what becomes of a register tile."""
 
-    def __init__(self, plan: PopcountPlan, buffers: dict[str, Buffer]) -> None:
+    def __init__(self, plan: PopcountPlan, buffers: Mapping[str, Buffer]) -> None:
         self.plan = plan
         self.unit = plan.unit
         self.buffers = buffers
@@ -147,18 +148,27 @@ class _ConvEmitter:
         """Loop over images, groups and bands."""
         plan = self.plan
         geometry = plan.geometry
-        with serial(geometry.batch) as image, serial(geometry.groups) as group, serial(plan.bands) as band:
-            plane = image * geometry.groups + group
-            first_row = band * plan.band_rows
-            if plan.bands * plan.band_rows > geometry.out_height:
-                last = geometry.out_height - plan.band_rows
-                first_row = bind(minimum(first_row, last))
-            if plan.is_pointwise:
-                column_start = plane * (plan.words * plan.pixels)
-            else:
-                column_start = 0
-                self._gather_columns(plane, first_row)
-            self._multiply(image, group, column_start, first_row * geometry.out_width)
+        with serial(geometry.batch) as image:
+            self.begin_image(image)
+            with serial(geometry.groups) as group, serial(plan.bands) as band:
+                plane = image * geometry.groups + group
+                first_row = band * plan.band_rows
+                if plan.bands * plan.band_rows > geometry.out_height:
+                    last = geometry.out_height - plan.band_rows
+                    first_row = bind(minimum(first_row, last))
+                if plan.is_pointwise:
+                    column_start = plane * (plan.words * plan.pixels)
+                else:
+                    column_start = 0
+                    self._gather_columns(plane, first_row)
+                self._multiply(image, group, column_start, first_row * geometry.out_width)
+            self.end_image(image)
+
+    def begin_image(self, image: Expr) -> None:
+        """Called before the results of an image."""
+
+    def end_image(self, image: Expr) -> None:
+        """Called behind the results of an image; some pixels come twice."""
 
     def _gather_columns(self, plane: Expr, first_row: Expr) -> None:
         """columns[word, ky, kx][pixel] of one band; rows are copied in vectors that may overlap."""
@@ -240,25 +250,37 @@ class _ConvEmitter:
             ),
             lambda p, k, j: load(self.buffers["weights"], (first_channel + j) * plan.weight_depth + k),
         )
-        for j in range(rows):
+        disagreements = [
+            [
+                (offsets[i], narrowed([totals[i + vector][j] for vector in range(count)], lanes), count * lanes)
+                for i, count in spans(offsets, lanes, plan.isa)
+            ]
+            for j in range(rows)
+        ]
+        self.results(image, first_channel, disagreements, first_pixel, valid)
+
+    def results(
+        self, image: Expr, first_channel: Expr, rows: list[list[tuple[int, Expr, int]]], first_pixel: Expr, valid: int
+    ) -> None:
+        """Store the results of adjacent channels: per channel spans of (offset from the first pixel, P, pixels)."""
+        plan = self.plan
+        for j, row in enumerate(rows):
             channel = first_channel + j
             parameters = [
                 bind(load(self.buffers[name], channel)) if name in self.buffers else None for name in ("scale", "bias")
             ]
             output = bind((image * plan.geometry.out_channels + channel) * plan.pixels + first_pixel)
-            for i, count in spans(offsets, lanes, plan.isa):
-                width = count * lanes
-                disagreements = narrowed([totals[i + vector][j] for vector in range(count)], lanes)
-                offset = self._offset(channel, first_pixel + offsets[i], width, valid)
+            for start, disagreements, width in row:
+                offset = self.offset(channel, first_pixel + start, width, valid)
                 y = integer_result(disagreements, offset, plan.alphabet, width)
                 if str(self.buffers["output"].dtype) == "float32":
                     scale, bias = (None if value is None else splat(value, width) for value in parameters)
                     y = float_result(y, scale, bias, width, plan.isa)
                 # Either every vector is whole, or there is one, and partly real.
-                leading = valid if valid < lanes else width
-                store_leading(self.buffers["output"], output + offsets[i], y, leading, width, self.spill)
+                leading = valid if valid < self.unit.lanes else width
+                store_leading(self.buffers["output"], output + start, y, leading, width, self.spill)
 
-    def _offset(self, channel: Expr, pixel: Expr, lanes: int, valid: int) -> Expr:
+    def offset(self, channel: Expr, pixel: Expr, lanes: int, valid: int) -> Expr:
         """The offset in z of ``lanes`` adjacent pixels of a channel, int32 x lanes; only ``valid`` if fewer exist."""
         plan = self.plan
         if not plan.has_table:

@@ -68,3 +68,14 @@ def random_layer(
     bits = pack_conv_reference(geometry, x, rule, (), pad_code=padding.pad_code, fused=True)
     values = values_of(binarise(x, rule, (), fused=True), padding.alphabet)
     return bits, conv2d_reference(geometry, values, signs, padding.pad_value)
+
+
+def random_thresholds(z: Array, rng: np.random.Generator) -> Array:
+    """Per channel one of its own numbers, a neighbour of one, or a number that all or none reach; int64 [O]."""
+    largest = 10 * int(np.abs(z).max()) + 10
+    return np.array(
+        [
+            rng.choice([rng.choice(channel) + rng.integers(-1, 2), -largest, largest], p=[0.8, 0.1, 0.1])
+            for channel in np.moveaxis(z, 1, 0).reshape(z.shape[1], -1)
+        ]
+    ).astype(np.int64)

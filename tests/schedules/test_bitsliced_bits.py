@@ -21,7 +21,14 @@ from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 from bnn_compiler.schedules.reference import pack_conv_reference
-from tests.schedules.bitsliced_harness import TREES, grow_trees, random_layer, random_signs, reader_of
+from tests.schedules.bitsliced_harness import (
+    TREES,
+    grow_trees,
+    random_layer,
+    random_signs,
+    random_thresholds,
+    reader_of,
+)
 from tests.schedules.kernel_harness import X86_CPUS, Array, CompiledKernels, runnable_isa
 from tests.schedules.paddings import PADDINGS, Padding
 from tests.schedules.test_bitsliced_conv import GEOMETRIES
@@ -41,17 +48,6 @@ class Case:
         return reader_of(self.writer, groups=self.reader_groups, pads=self.reader_pads)
 
 
-def _random_thresholds(z: Array, rng: np.random.Generator) -> Array:
-    """Per channel one of its own numbers, a neighbour of one, or a number that all or none reach."""
-    largest = 10 * int(np.abs(z).max()) + 10
-    return np.array(
-        [
-            rng.choice([rng.choice(channel) + rng.integers(-1, 2), -largest, largest], p=[0.8, 0.1, 0.1])
-            for channel in np.moveaxis(z, 1, 0).reshape(z.shape[1], -1)
-        ]
-    ).astype(np.int64)
-
-
 def _check(cpu: str, cases: dict[str, Case]) -> None:
     isa = runnable_isa(cpu)
     functions: dict[str, Any] = {}
@@ -63,7 +59,7 @@ def _check(cpu: str, cases: dict[str, Case]) -> None:
         layout = make_layout(case.writer, case.padding.alphabet, isa)
         program = make_program(layout, grow_trees(signs, case.writer.groups, tree, rng))
         bits, z = random_layer(case.writer, case.padding, signs, rng)
-        thresholds, inverted = _random_thresholds(z, rng), rng.random(len(signs)) < 0.3
+        thresholds, inverted = random_thresholds(z, rng), rng.random(len(signs)) < 0.3
         constants = bitsliced_conv2d_bits_constants(
             layout, signs, thresholds, inverted, zero_padded=case.padding.zero_padded
         )

@@ -1,0 +1,164 @@
+"""Popcount convolution from bits to bits: its results are thresholded in registers and packed for the next layer.
+
+The bit [z >= T] of a channel is [P <= Q], Q = floor((offset − T)/step) by the pixel's border class (see ``popcount``
+for z = offset − step·P), or its opposite. Bits are gathered in 32-bit words per pixel, 32 channels each, and pairs of
+them are copied into the reader's packed activation, padding ring included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+
+from bnn_compiler.schedules.border_classes import has_border_correction
+from bnn_compiler.schedules.geometry import ConvGeometry
+from bnn_compiler.schedules.isa import Isa
+from bnn_compiler.schedules.kernel_builder import (
+    Argument,
+    Buffer,
+    Expr,
+    PrimFunc,
+    bind,
+    build_kernel,
+    constant,
+    load,
+    serial,
+    splat,
+    store,
+    typed,
+    workspace,
+)
+from bnn_compiler.schedules.padding_ring import copy_into_ring
+from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, common_offset, default_zero, is_bipolar
+from bnn_compiler.schedules.popcount_conv import ConvEmitter, popcount_conv2d_constants
+from bnn_compiler.schedules.popcount_conv_plan import PopcountPlan, conv_bits_shape
+
+_HALF_BITS = WORD_BITS // 2
+
+
+def can_read_bits(reader: ConvGeometry) -> bool:
+    """Whether the reader's words hold adjacent channels: one group, or whole words per group."""
+    return reader.groups == 1 or reader.group_in_channels % WORD_BITS == 0
+
+
+def popcount_conv2d_bits_constants(
+    geometry: ConvGeometry,
+    signs: NDArray[np.bool_],
+    thresholds: NDArray[np.int64],
+    inverted: NDArray[np.bool_],
+    *,
+    alphabet: Alphabet,
+    zero_padded: bool,
+    zero: int | None = None,
+) -> tuple[NDArray[np.generic], ...]:
+    """Weights, bounds Q int32 [O, classes], ``inverted`` int32 [O] and, under a border correction, the pixels' classes.
+
+    Channel c gives the bits [z >= thresholds[c]], or their opposites where ``inverted[c]``.
+    """
+    weights, *tables = popcount_conv2d_constants(geometry, signs, alphabet=alphabet, zero_padded=zero_padded, zero=zero)
+    common = np.full((len(signs), 1), common_offset(alphabet, signs[0].size), np.int64)
+    offsets = tables[0].astype(np.int64) if tables else common
+    step = 2 if is_bipolar(alphabet) else 1
+    bounds = (offsets - thresholds.reshape(-1, 1)) // step
+    return weights, bounds.astype(np.int32), inverted.astype(np.int32), *tables[1:]
+
+
+def popcount_conv2d_bits(
+    geometry: ConvGeometry,
+    reader: ConvGeometry,
+    *,
+    alphabet: Alphabet,
+    zero_padded: bool,
+    pad_bit: int,
+    isa: Isa,
+    zero: int | None = None,
+) -> PrimFunc:
+    """The kernel (bits, weights, bounds, inverted, [pixel_class]) -> bits, uint64 of ``conv_bits_shape(reader)``.
+
+    The reader's padding ring holds ``pad_bit`` in every real channel; the rest is as for ``popcount_conv2d``.
+
+    Raises:
+        ValueError: the reader's input is not this layer's output, or ``can_read_bits`` does not hold.
+    """
+    made = (geometry.batch, geometry.out_channels, geometry.out_height, geometry.out_width)
+    if made != (reader.batch, reader.in_channels, reader.height, reader.width) or not can_read_bits(reader):
+        raise ValueError(f"bits of an output {made} do not fit a convolution of {reader}")
+    zero = default_zero(alphabet) if zero is None else zero
+    has_table = has_border_correction(geometry, alphabet, zero_padded, zero)
+    plan = PopcountPlan(geometry, alphabet, has_table, True, isa)
+    arguments = [
+        Argument("bits", conv_bits_shape(geometry, alphabet), "uint64"),
+        Argument("weights", (geometry.out_channels, plan.weight_depth), "uint64"),
+        Argument("offsets", (geometry.out_channels, plan.classes), "int32"),
+        Argument("inverted", (geometry.out_channels,), "int32"),
+    ]
+    if has_table:
+        arguments.append(Argument("pixel_class", (plan.pixels,), "int32"))
+    arguments.append(Argument("output", conv_bits_shape(reader, "bipolar"), "uint64"))
+    kernel_shape = "x".join(map(str, geometry.kernel))
+    name = f"popcount_conv2d_bits_{kernel_shape}_{alphabet}_{isa.name}"
+    return build_kernel(name, name, arguments, lambda buffers: _BitsEmitter(plan, reader, pad_bit, buffers).emit())
+
+
+class _BitsEmitter(ConvEmitter):
+    """Results become bits of a word per pixel and 32 channels; words become the reader's activation image by image."""
+
+    def __init__(self, plan: PopcountPlan, reader: ConvGeometry, pad_bit: int, buffers: Mapping[str, Buffer]) -> None:
+        super().__init__(plan, buffers)
+        self.reader = reader
+        self.pad_bit = pad_bit
+        #: Pixels of a row of halves: what lies behind the last one belongs to no pixel.
+        self.stride = plan.pixels + 2 * self.unit.lanes
+        self.words = -(-plan.geometry.out_channels // WORD_BITS)
+        self.halves = workspace(2 * self.words * self.stride, "uint32")
+        self.joined = workspace(plan.pixels, "uint64")
+
+    def begin_image(self, image: Expr) -> None:
+        """Clear the bits."""
+        with serial(2 * self.words * self.stride) as index:
+            store(self.halves, index, constant(0, "uint32"))
+
+    def results(
+        self, image: Expr, first_channel: Expr, rows: list[list[tuple[int, Expr, int]]], first_pixel: Expr, valid: int
+    ) -> None:
+        """Set the bits of adjacent channels; setting one twice does no harm."""
+        for j, row in enumerate(rows):
+            channel = first_channel + j
+            bit = bind(tirx.const(1, "uint32") << (channel % _HALF_BITS).astype("uint32"))
+            none = tirx.const(0, "uint32")
+            is_inverted = bind(load(self.buffers["inverted"], channel)) != 0
+            reached, missed = bind(tirx.Select(is_inverted, none, bit)), bind(tirx.Select(is_inverted, bit, none))
+            word = bind(channel // _HALF_BITS * self.stride + first_pixel)
+            for start, disagreements, width in row:
+                bound = self.offset(channel, first_pixel + start, width, valid)
+                bits = tirx.Select(disagreements <= bound, splat(reached, width), splat(missed, width))
+                store(self.halves, word + start, load(self.halves, word + start, width) | bits, width)
+
+    def end_image(self, image: Expr) -> None:
+        """Join halves to words and copy them into the reader's activation."""
+        pixels, channels = self.plan.pixels, self.plan.geometry.out_channels
+        lanes = min(self.unit.lanes, 1 << (pixels.bit_length() - 1))
+
+        def join_halves(word: int | Expr, count: int) -> None:
+            def at(start: Expr | int, width: int) -> None:
+                low, high = (
+                    load(self.halves, (2 * word + half) * self.stride + start, width).astype(typed("uint64", width))
+                    for half in range(2)
+                )
+                store(self.joined, start, low | (high << constant(_HALF_BITS, "uint64", width)), width)
+
+            with serial(pixels // lanes) as vector:
+                at(vector * lanes, lanes)
+            with serial(pixels % lanes) as pixel:
+                at(pixels // lanes * lanes + pixel, 1)
+            ring = constant((1 << count) - 1 if self.pad_bit else 0, "uint64")
+            plane = bind((image * self.words + word) * (self.reader.padded_height * self.reader.padded_width))
+            copy_into_ring(self.reader, self.joined, 0, self.buffers["output"], plane, ring)
+
+        with serial(channels // WORD_BITS) as word:
+            join_halves(word, WORD_BITS)
+        if channels % WORD_BITS:
+            join_halves(channels // WORD_BITS, channels % WORD_BITS)
