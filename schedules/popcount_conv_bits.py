@@ -125,6 +125,10 @@ class _BitsEmitter(ConvEmitter):
         self, image: Expr, first_channel: Expr, rows: list[list[tuple[int, Expr, int]]], first_pixel: Expr, valid: int
     ) -> None:
         """Set the bits of adjacent channels; setting one twice does no harm."""
+        channels = self.plan.geometry.group_out_channels
+        # Where tiles of channels do not cross a half word, its bits are gathered in a register.
+        together = _HALF_BITS % self.tile_shape[1] == 0 and channels % self.tile_shape[1] == 0
+        bits: dict[int, Expr] = {}
         for j, row in enumerate(rows):
             channel = first_channel + j
             bit = bind(tirx.const(1, "uint32") << (channel % _HALF_BITS).astype("uint32"))
@@ -134,8 +138,11 @@ class _BitsEmitter(ConvEmitter):
             word = bind(channel // _HALF_BITS * self.stride + first_pixel)
             for start, disagreements, width in row:
                 bound = self.offset(channel, first_pixel + start, width, valid)
-                bits = tirx.Select(disagreements <= bound, splat(reached, width), splat(missed, width))
-                store(self.halves, word + start, load(self.halves, word + start, width) | bits, width)
+                found = tirx.Select(disagreements <= bound, splat(reached, width), splat(missed, width))
+                before = bits.get(start) if together else None
+                bits[start] = bind(found if before is None else before | found)
+                if not together or j == len(rows) - 1:
+                    store(self.halves, word + start, load(self.halves, word + start, width) | bits[start], width)
 
     def end_image(self, image: Expr) -> None:
         """Join halves to words and copy them into the reader's activation."""
