@@ -1,10 +1,10 @@
-"""Arrays that border on pages without access, and the bit-sliced kernels run on them; see test_bitsliced_bounds."""
+"""Arrays that border on pages without access, and the convolution kernels run on them; see test_kernel_bounds."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from bnn_compiler.schedules.bitsliced_sizes import make_layout
 from bnn_compiler.schedules.channel_program import make_program
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import detect_isa
+from bnn_compiler.schedules.popcount_conv import popcount_conv2d, popcount_conv2d_constants
+from bnn_compiler.schedules.popcount_conv_bits import popcount_conv2d_bits, popcount_conv2d_bits_constants
 from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 from bnn_compiler.schedules.program_expansion import expand_program, pack_node_vectors
 from tests.schedules.bitsliced_harness import grow_trees, random_layer, random_signs, reader_of
@@ -75,6 +77,9 @@ def run_guarded(cpu: str, side: str) -> None:
             layout, signs, thresholds, thresholds > 2, zero_padded=padding.zero_padded
         )
         reader = reader_of(geometry, pads=(1, 0, 2, 1))
+        options: dict[str, Any] = {"alphabet": padding.alphabet, "zero_padded": padding.zero_padded}
+        popcount_constants = popcount_conv2d_constants(geometry, signs, **options)
+        bounds = popcount_conv2d_bits_constants(geometry, signs, thresholds, thresholds > 2, **options)
         parameters = list(rng.standard_normal((2, geometry.out_channels)).astype(np.float32))
         kernels = CompiledKernels(
             cpu,
@@ -84,6 +89,8 @@ def run_guarded(cpu: str, side: str) -> None:
                 "count": bitsliced_conv2d(layout, program, constants, has_scale=True, has_bias=True, isa=isa),
                 "threshold": bitsliced_conv2d_bits(layout, program, threshold_constants, isa=isa),
                 "rows": pack_bit_rows(layout, reader, pad_bit=1),
+                "popcount": popcount_conv2d(geometry, has_scale=True, has_bias=True, isa=isa, **options),
+                "popcount_bits": popcount_conv2d_bits(geometry, reader, pad_bit=1, isa=isa, **options),
             },
         )
 
@@ -104,3 +111,10 @@ def run_guarded(cpu: str, side: str) -> None:
         arguments = [inside(array) for array in (*first_rows, *threshold_constants)]
         kernels.run_in_place("threshold", [planes, indices, nodes, *arguments], rows)
         kernels.run_in_place("rows", [rows], inside(np.zeros(conv_bits_shape(reader, "bipolar"), np.uint64)))
+        bits = inside(bits)
+        arguments = [bits, *(inside(array) for array in (*popcount_constants, *parameters))]
+        kernels.run_in_place("popcount", arguments, inside(z.astype(np.float32)))
+        arguments = [bits, *(inside(array) for array in bounds)]
+        kernels.run_in_place(
+            "popcount_bits", arguments, inside(np.zeros(conv_bits_shape(reader, "bipolar"), np.uint64))
+        )

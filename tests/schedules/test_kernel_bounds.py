@@ -1,4 +1,4 @@
-"""No bit-sliced kernel touches memory outside its arguments: every array ends, or begins, at a page without access."""
+"""Kernels of binary convolutions stay inside their arguments, whose ends (or starts) border on pages without access."""
 
 from __future__ import annotations
 
