@@ -6,17 +6,16 @@
 ``star`` counts every channel from the nearer root, ``tree`` along the solved channel tree. Times are microseconds, of
 kernels called on prepared buffers: ``pack`` is float to bits, which both ways need, ``planes`` is bits to bit planes.
 Ratios are of the minima, packing included on both sides; ``ratio`` is planes counted over weights. First come the
-costs of the inner loop: nanoseconds per plane with planes in L1 and in L2, beside a loop of the same full adders
-without an index table, which is the floor. ``bits`` is ``tree`` with thresholds and packing for the next layer in place
-of floats: the last ratio is the gain of a layer that takes and gives bits.
-The layers are in bitsliced_kernels.json, or they are the convolutions of signs in a model.
+costs of the inner loop (``bitsliced_loop.py``). ``bits`` is ``tree`` with thresholds and packing for the next layer in
+place of floats: the last ratio is the gain of a layer that takes and gives bits. The layers are in
+bitsliced_kernels.json, or they are the convolutions of signs in a model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,16 +24,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import tvm
+from bitsliced_loop import measure_loop
+from kernel_calls import Kernels, tensor
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bnn_compiler.bench import Call, cpu_name, time_in_turn
-from bnn_compiler.code_generation import code_generation
 from bnn_compiler.composites import binary_composites, composite_names, read_composite
 from bnn_compiler.frontend import import_onnx
 from bnn_compiler.layer_kernels import alphabet_of
 from bnn_compiler.passes import FoldBatchNorm, PartitionBinaryOps
-from bnn_compiler.schedules.bit_counter import BitSlicedCounter
 from bnn_compiler.schedules.bit_planes import make_bit_planes
 from bnn_compiler.schedules.bitsliced_bits import (
     bitsliced_conv2d_bits,
@@ -46,15 +45,11 @@ from bnn_compiler.schedules.bitsliced_sizes import make_layout
 from bnn_compiler.schedules.channel_program import (
     ALL_MINUS,
     ALL_PLUS,
-    NO_CHANNEL,
-    NODE_FIELDS,
-    ChannelProgram,
     ChannelTree,
     make_program,
 )
 from bnn_compiler.schedules.geometry import ConvGeometry
-from bnn_compiler.schedules.isa import Isa, detect_isa
-from bnn_compiler.schedules.kernel_builder import Argument, bind, build_kernel, constant, load, serial, store
+from bnn_compiler.schedules.isa import detect_isa
 from bnn_compiler.schedules.pack import pack_conv_activations
 from bnn_compiler.schedules.popcount_conv import popcount_conv2d, popcount_conv2d_constants
 from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
@@ -63,7 +58,6 @@ from bnn_compiler.trees.solve import solve_channel_tree
 
 LAYERS = Path(__file__).with_suffix(".json")
 ROUNDS = 25
-_FLOOR_BLOCKS = 4096
 Effort = Literal["fast", "default", "thorough"]
 
 
@@ -104,39 +98,6 @@ def layers_of_model(path: Path, batch: int) -> list[Layer]:
             sizes = f"{geometry.in_channels}->{geometry.out_channels} at {geometry.out_height}x{geometry.out_width}"
             layers.append(Layer(f"{sizes}, {composite_names(function).node}", geometry, spec.binary_weights.signs))
     return layers
-
-
-class Kernels:
-    """Kernels of one build with their arguments."""
-
-    def __init__(self, target: tvm.target.Target) -> None:
-        self._target = target
-        self._functions: dict[str, Any] = {}
-        self._arguments: dict[str, list[Any]] = {}
-
-    def add(self, name: str, function: Any, arguments: Sequence[Any]) -> None:
-        """Add a kernel and the tensors it is called with."""
-        self._functions[name] = function.with_attr("global_symbol", name)
-        self._arguments[name] = list(arguments)
-
-    def argument(self, name: str, index: int) -> Any:
-        """A tensor that a kernel is called with."""
-        return self._arguments[name][index]
-
-    def calls(self) -> dict[str, Call]:
-        """Build, and return one call per kernel, in the order they were added."""
-        with code_generation():
-            executable = tvm.compile(tvm.IRModule(self._functions), target=self._target)
-
-        def call_of(name: str) -> Call:
-            function, arguments = executable[name], self._arguments[name]
-            return lambda: function(*arguments)
-
-        return {name: call_of(name) for name in self._functions}
-
-
-def tensor(array: Any) -> Any:
-    return tvm.runtime.tensor(array)
 
 
 def star(vectors: NDArray[np.bool_]) -> ChannelTree:
@@ -233,80 +194,6 @@ def _reader(writer: ConvGeometry) -> ConvGeometry:
     """A convolution of the writer's output, padded by one."""
     shape = (writer.batch, writer.out_channels, writer.out_height, writer.out_width)
     return ConvGeometry(*shape, 1, (3, 3), pads=(1, 1, 1, 1))
-
-
-def measure_loop(target: tvm.target.Target) -> None:
-    """Print what one plane, one node and one channel cost, and the floor of a plane."""
-    isa = detect_isa(target)
-    kernels = Kernels(target)
-    geometries = {"L1": ConvGeometry(1, 64, 16, 32, 64, (3, 3)), "L2": ConvGeometry(1, 256, 16, 32, 64, (3, 3))}
-    programs: dict[str, ChannelProgram] = {}
-    for name, geometry in geometries.items():
-        layout = make_layout(geometry, "bipolar", isa)
-        planes = tensor(np.zeros(layout.shape, np.uint64))
-        for differing in (256, 512):
-            for synthetic in (True, False):
-                program = _chain(layout.weights, differing, geometry.out_channels, layout, synthetic=synthetic)
-                key = f"{name}_{differing}_{'nodes' if synthetic else 'channels'}"
-                programs[key] = program
-                constants = (np.zeros((geometry.out_channels, 1), np.int32),)
-                function = bitsliced_conv2d(layout, program, constants, has_scale=False, has_bias=False, isa=isa)
-                shape = (1, geometry.out_channels, geometry.out_height, geometry.out_width)
-                output = tensor(np.zeros(shape, np.float32))
-                tables = map(tensor, (program.indices, program.nodes, *constants))
-                kernels.add(key, function, [planes, *tables, output])
-    lanes = isa.vector_bits // 64
-    kernels.add("floor", _floor_kernel(lanes, isa), [tensor(np.ones((rows, lanes), np.uint64)) for rows in (128, 12)])
-    calls = kernels.calls()
-    times = dict(
-        zip(calls, (min(seconds) * 1e9 for seconds in time_in_turn(list(calls.values()), ROUNDS)), strict=True)
-    )
-    print(
-        f"ns per {isa.vector_bits}-bit plane: {times['floor'] / _FLOOR_BLOCKS / 64:.3f} without an index table", end=""
-    )
-    for name, geometry in geometries.items():
-        layout = make_layout(geometry, "bipolar", isa)
-        blocks = sum(run.blocks for run in layout.runs)
-        few, many = f"{name}_256_nodes", f"{name}_512_nodes"
-        per_plane = (times[many] - times[few]) / blocks / (programs[many].planes - programs[few].planes)
-        kilobytes = layout.taps * lanes // 128
-        print(f", {per_plane:.3f} from {name} ({kilobytes} KiB)", end="")
-        if name == "L2":
-            channel = (times["L2_512_channels"] - times[many]) / blocks / geometry.out_channels
-            print(f"; a channel's epilogue {channel:.0f} ns")
-
-
-def _chain(weights: int, differing: int, nodes: int, layout: Any, *, synthetic: bool) -> ChannelProgram:
-    """Nodes in a chain, each with ``differing`` random weights that its parent has not."""
-    rng = np.random.default_rng(0)
-    vectors = np.zeros((nodes, weights), np.bool_)
-    current = rng.random(weights) < 0.5
-    for node in range(nodes):
-        current = current.copy()
-        current[rng.permutation(weights)[:differing]] ^= True
-        vectors[node] = current
-    program = make_program(layout, [ChannelTree(vectors, [ALL_MINUS, *range(nodes - 1)])])
-    if synthetic:
-        program.nodes[1:, NODE_FIELDS.index("channel")] = NO_CHANNEL
-    return program
-
-
-def _floor_kernel(lanes: int, isa: Isa) -> Any:
-    """Blocks of 64 planes, in order from 128 planes in L1, into a counter of 12 bits: adders without an index table."""
-
-    def emit(buffers: Mapping[str, Any]) -> None:
-        counter = BitSlicedCounter(12, lanes, isa)
-        for level in range(12):
-            counter.set_plane(level, constant(0, "uint64", lanes))
-        with serial(_FLOOR_BLOCKS) as block:
-            # Two halves in turn: from one LLVM would hoist the adders that take no plane of the counter.
-            first = bind(block % 2 * (64 * lanes))
-            counter.count(64, lambda i: bind(load(buffers["planes"], first + i * lanes, lanes)), subtract=False)
-        for level in range(12):
-            store(buffers["counter"], level * lanes, counter.plane(level), lanes)
-
-    arguments = [Argument("planes", (128, lanes), "uint64"), Argument("counter", (12, lanes), "uint64")]
-    return build_kernel("floor", "floor", arguments, emit)
 
 
 def main() -> None:

@@ -86,9 +86,9 @@ class ChoiceReport(TypedDict, total=False):
 class LayerReport(_Layer, total=False):
     """One convolution or dense layer, in the order of the graph.
 
-    ``function``, ``input``, ``output`` and ``choice`` are there unless ``algorithm`` is ``float``: the artifact's
-    function of this layer alone, the ONNX tensor it takes and the one it gives (null where a tensor has no name in the
-    model), and how the algorithm was chosen.
+    ``choice`` and what follows are there unless ``algorithm`` is ``float``: how the algorithm was chosen, whether the
+    layer hands bits to its readers, the artifact's function of this layer alone, the ONNX tensor it takes and the one
+    it gives (null where a tensor has no name in the model).
     """
 
     choice: ChoiceReport
