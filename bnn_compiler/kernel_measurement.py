@@ -22,7 +22,7 @@ import numpy as np
 import tvm
 
 import bnn_compiler.schedules
-from bnn_compiler import bitsliced_layer, layer_kernels
+from bnn_compiler import bitsliced_layer, layer_kernels, popcount_layer
 from bnn_compiler.atomic_file import atomic_write
 from bnn_compiler.bench import Call, cpu_name, time_in_turn
 from bnn_compiler.bitsliced_layer import TreePlanning
@@ -122,7 +122,8 @@ def _digest_of_sources() -> str:
     """Of the modules that make kernels, and of the cost model, which has a say in the trees."""
     schedules = Path(str(bnn_compiler.schedules.__file__)).parent
     here = Path(__file__).parent
-    files = [*schedules.glob("*.py"), Path(layer_kernels.__file__), Path(bitsliced_layer.__file__)]
+    files = [*schedules.glob("*.py"), Path(layer_kernels.__file__)]
+    files += [Path(popcount_layer.__file__), Path(bitsliced_layer.__file__)]
     files += [here / "kernel_work.py", here / "cost_model.py", here / "cost_model.json"]
     digest = hashlib.sha256()
     for path in sorted(files):
