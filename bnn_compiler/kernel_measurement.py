@@ -1,9 +1,9 @@
 """How long the candidates for a layer's kernels take on this machine, measured and remembered.
 
-Each candidate is timed as the network calls it, from float activation to float output, packing included. Candidates
-take turns and the minimum of several rounds counts, so that what else the machine does hits all of them and decides
-nothing. Times are kept in a folder under a digest of all they depend on: the layer, the code that makes kernels, the
-target and the processor.
+Each candidate is timed alone, from float activation to float output, packing included. Candidates take turns and the
+minimum of several rounds counts, so that what else the machine does hits all of them and decides nothing. Times are
+kept in a folder under a digest of all they depend on: the layer, the code that makes kernels, the target and the
+processor.
 """
 
 from __future__ import annotations
