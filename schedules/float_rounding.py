@@ -3,6 +3,10 @@
 TVM lets LLVM contract ``a * b + c`` into one fused multiply-add, which rounds once where the graph's two operators
 round twice. The last bit then differs from ONNX Runtime's, a sign behind it may, and results that could be equal are
 not. ``llvm.arithmetic.fence`` forbids the contraction and costs an instruction, which memory hides.
+
+TVM's simplifier computes with real numbers in a few places: x + c − c becomes x, which undoes the rounding to integers
+that adding and subtracting 2^23 is for; x = x becomes true, and the negation of x < y becomes y <= x, though NaN tells
+them apart. Fences and selections keep those as they are.
 """
 
 from __future__ import annotations
@@ -14,36 +18,86 @@ from tvm import tirx
 from tvm.s_tir import SBlock
 
 _DTYPES = ("float32", "float64")
+_COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE)
 
 
 def keep_roundings(body: Any) -> Any:
-    """Fence each product that is added to or subtracted from; a statement with a reduction stays as it is.
+    """Fence what TVM or LLVM would merge, in scalar code, because schedules vectorise afterwards.
 
-    A reduction's order of summation is not the graph's anyway, and it gains from the contraction.
+    A statement with a reduction keeps its products' contraction: its order of summation is not the graph's anyway, and
+    it gains.
     """
-    reduces: list[Any] = []
+    for node, rewrite in (
+        (tirx.Sub, _keep_sum),
+        (tirx.EQ, _keep_comparison_with_itself),
+        (tirx.NE, _keep_comparison_with_itself),
+        (tirx.Or, _keep_alternatives),
+        (tirx.Not, _keep_negation),
+    ):
+        body = tvm_ffi.structural_map(body, (node, rewrite))
+    if _reduces(body):
+        return body
+    for node in (tirx.Add, tirx.Sub):
+        body = tvm_ffi.structural_map(body, (node, _fence_products))
+    return body
+
+
+def _reduces(body: Any) -> bool:
+    reductions: list[Any] = []
 
     def note(block: SBlock) -> SBlock:
         if block.init is not None:
-            reduces.append(block)
+            reductions.append(block)
         return block
 
     tvm_ffi.structural_map(body, (SBlock, note))
-    if reduces:
-        return body
-    return tvm_ffi.structural_map(
-        tvm_ffi.structural_map(body, (tirx.Add, _fence_operands)), (tirx.Sub, _fence_operands)
-    )
+    return bool(reductions)
 
 
-def _fence_operands(sum_of_two: Any) -> Any:
-    """``fence(a * b) + c``; scalars only, because schedules vectorise afterwards."""
-    if str(sum_of_two.ty.dtype) not in _DTYPES:
-        return sum_of_two
-    return type(sum_of_two)(_fenced(sum_of_two.a), _fenced(sum_of_two.b))
+def _keep_sum(difference: Any) -> Any:
+    """``fence(a + b) - b``."""
+    total = difference.a
+    if not isinstance(total, tirx.Add) or not any(_same(side, difference.b) for side in (total.a, total.b)):
+        return difference
+    return tirx.Sub(_fence(total), difference.b)
 
 
-def _fenced(operand: Any) -> Any:
-    if not isinstance(operand, tirx.Mul):
-        return operand
-    return tirx.call_llvm_pure_intrin(str(operand.ty.dtype), "llvm.arithmetic.fence", operand)
+def _keep_comparison_with_itself(comparison: Any) -> Any:
+    """``a == fence(a)``."""
+    if not _same(comparison.a, comparison.b):
+        return comparison
+    return type(comparison)(comparison.a, _fence(comparison.b))
+
+
+def _keep_alternatives(either: Any) -> Any:
+    """``fence(a) < b or b <= a``, which is false where one of them is NaN."""
+    if not isinstance(either.a, _COMPARISONS):
+        return either
+    return tirx.Or(type(either.a)(_fence(either.a.a), either.a.b), either.b)
+
+
+def _keep_negation(negation: Any) -> Any:
+    """``select(a < b, false, true)``; a = b negated is no exception, a ≠ b being false in TVM where one is NaN."""
+    if not isinstance(negation.a, (*_COMPARISONS, tirx.EQ, tirx.NE, tirx.And, tirx.Or)):
+        return negation
+    return tirx.Select(negation.a, tirx.const(False, "bool"), tirx.const(True, "bool"))
+
+
+def _fence_products(sum_of_two: Any) -> Any:
+    """``fence(a * b) + c``."""
+    sides = [_fence(side) if isinstance(side, tirx.Mul) else side for side in (sum_of_two.a, sum_of_two.b)]
+    return type(sum_of_two)(*sides)
+
+
+def _same(left: Any, right: Any) -> bool:
+    return _is_float(left) and bool(tvm_ffi.structural_equal(left, right))
+
+
+def _is_float(value: Any) -> bool:
+    return str(value.ty.dtype) in _DTYPES
+
+
+def _fence(value: Any) -> Any:
+    if not _is_float(value):
+        return value
+    return tirx.call_llvm_pure_intrin(str(value.ty.dtype), "llvm.arithmetic.fence", value)
