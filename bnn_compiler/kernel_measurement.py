@@ -108,6 +108,7 @@ def _key(
         "geometry": asdict(spec.geometry),
         "input_shape": spec.input_shape,
         "activation": [spec.predicate, spec.low, spec.high, spec.ring, spec.threshold.size, spec.direction is not None],
+        "levels": list(spec.levels),
         "output": [spec.scale is not None, spec.bias is not None],
         "candidates": list(candidates),
         "trees": [planning.max_depth, planning.effort, planning.seed],
@@ -139,7 +140,7 @@ def _load(path: Path, names: set[str]) -> dict[str, float] | None:
             raise ValueError("times of other candidates")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         warnings.warn(f"{path}: no usable times of kernels, measured again: {error}", RuntimeWarning, stacklevel=4)
         return None
     return times

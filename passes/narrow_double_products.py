@@ -5,7 +5,7 @@
 Kernels take float32. Conditions, under which both sides are the exact integer sum times a power of two:
 
 1. a ``conv1d``, ``conv2d`` or ``matmul`` of float64 tensors with a constant weight;
-2. the weight is binary, and every |w| is a power of two between 2^-60 and 2^60;
+2. the weight is binary, and every |w| is a power of two between 2^-50 and 2^50;
 3. the activation takes finitely many values, each 0 or ± such a power, and one magnitude alone;
 4. fewer than 2^24 terms are summed.
 """
@@ -91,4 +91,4 @@ def _is_double_product(call: relax.Expr) -> bool:
 
 def _are_powers_of_two(values: Array) -> bool:
     mantissas, exponents = np.frexp(np.abs(values))
-    return bool((mantissas == 0.5).all() and (np.abs(exponents) <= 60).all())
+    return bool((mantissas == 0.5).all() and (np.abs(exponents) <= 50).all())
