@@ -1,10 +1,10 @@
 """Networks in half precision, computed in single precision.
 
-Every float16 tensor of the graph becomes float32: constants exactly, ``Cast`` to float16 as ``Cast`` to float32. Inputs
-and outputs of the graph keep their type, with a ``Cast`` behind or before them. What is left out is the rounding to
-float16 between operators. ONNX Runtime does the same on CPUs, where few operators have half-precision kernels: it
-casts around all others and drops the casts between them. Sums of signs are integers, and the same in either precision
-up to 2048.
+Every float16 tensor of the graph becomes float32: constants exactly, and behind a ``Cast`` to float16 stands one back
+to float32, so that it rounds. Inputs and outputs of the graph keep their type, with a ``Cast`` behind or before them.
+What is left out is the rounding to float16 of other operators' results. ONNX Runtime leaves it out, too, on CPUs, where
+few operators have half-precision kernels: it casts around all others and drops the casts between them. Sums of signs
+are integers, and the same in either precision up to 2048.
 """
 
 from __future__ import annotations
@@ -72,10 +72,16 @@ def _widen_graph(graph: GraphProto) -> bool:
         _widen_tensor(tensor)
     for sparse in graph.sparse_initializer:
         _widen_tensor(sparse.values)
+    nodes: list[NodeProto] = []
     for node in graph.node:
+        nodes.append(node)
         for inner in subgraphs(node):
             computed = _widen_graph(inner) or computed
         for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == _HALF:
+                nodes.append(_back_to_single(node))
+                computed = True
+                continue
             if attribute.type == AttributeProto.TENSOR:
                 _widen_tensor(attribute.t)
             elif attribute.type == AttributeProto.SPARSE_TENSOR:
@@ -83,7 +89,18 @@ def _widen_graph(graph: GraphProto) -> bool:
             elif attribute.name in _TYPE_ATTRIBUTES and attribute.i == _HALF:
                 attribute.i = _SINGLE
                 computed = True
+    if len(nodes) > len(graph.node):
+        kept = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        del graph.node[:]
+        graph.node.extend(kept)
     return computed
+
+
+def _back_to_single(cast: NodeProto) -> NodeProto:
+    """A node that widens what ``cast`` gives, under the name that it had."""
+    result, rounded = cast.output[0], f"{cast.output[0]}/rounded"
+    cast.output[0] = rounded
+    return onnx.helper.make_node("Cast", [rounded], [result], name=rounded, to=_SINGLE)
 
 
 def _widen_tensor(tensor: TensorProto) -> None:

@@ -88,3 +88,15 @@ def test_branches_are_widened() -> None:
     for condition in (True, False):
         feeds = {"x": x, "c": np.array(condition)}
         np.testing.assert_array_equal(run_onnx(imported.onnx_model, feeds)[0], run_onnx(model, feeds)[0])
+
+
+@pytest.mark.parametrize(
+    "body", ["h = Cast<to = 10>(x) y = Cast<to = 1>(h)", "h = Cast<to = 10>(x) z = Sign(h) y = Cast<to = 1>(z)"]
+)
+def test_a_cast_to_half_precision_rounds(body: str) -> None:
+    """Explicit casts of float32 networks: mixed precision, or a quantiser of eleven bits."""
+    model = parse(f"g (float[3,4] x) => (float[3,4] y) {{ {body} }}")
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    x[0] = [1e-9, -1e-9, 1e-7, 0]
+    [expected] = run_onnx(model, {"x": x})
+    np.testing.assert_array_equal(bnn_compiler.compile_model(model).run({"x": x})["y"], expected)
