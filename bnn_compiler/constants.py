@@ -32,12 +32,21 @@ UNARY: Mapping[str, Callable[[Array], Array]] = {
     "relax.logical_not": np.logical_not,
 }
 
+
+def _divide(left: Array, right: Array) -> Array:
+    """Division; of integers towards zero, as in C."""
+    if left.dtype.kind not in "iu" or right.dtype.kind not in "iu":
+        return np.asarray(np.divide(left, right))
+    safe = np.where(right == 0, np.ones((), right.dtype), right)
+    return np.asarray((left - np.fmod(left, safe)) // safe)
+
+
 #: Element-wise Relax operators with two operands.
 BINARY: Mapping[str, Callable[[Array, Array], Array]] = {
     "relax.add": np.add,
     "relax.subtract": np.subtract,
     "relax.multiply": np.multiply,
-    "relax.divide": np.divide,
+    "relax.divide": _divide,
     "relax.maximum": np.maximum,
     "relax.minimum": np.minimum,
     "relax.greater": np.greater,

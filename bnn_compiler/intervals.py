@@ -64,7 +64,15 @@ _CORNERS = {"relax.add", "relax.subtract", "relax.multiply", "relax.maximum", "r
 
 
 def apply_to_intervals(name: str, operands: Sequence[Interval], dtype: str) -> Interval:
-    """The interval of the operator ``name``'s results in floating-point ``dtype``; ``EVERYTHING`` if it is unknown."""
+    """The interval of the operator ``name``'s results in ``dtype``; ``EVERYTHING`` if it is unknown.
+
+    So it is where integers may overflow, or be larger than the floats of an interval can tell apart.
+    """
+    if not dtype.startswith("float"):
+        exact = EVERYTHING if name == "relax.divide" else apply_to_intervals(name, operands, "float64")
+        limit = min(2.0**53, *(abs(float(end)) for end in (np.iinfo(dtype).min, np.iinfo(dtype).max) if end))
+        lowest = 0.0 if np.iinfo(dtype).min == 0 else -limit
+        return exact if lowest <= exact.low and exact.high <= limit else EVERYTHING
     if name in _RANGES:
         return _RANGES[name]
     if name == "relax.abs":

@@ -20,6 +20,7 @@ Whatever else a tensor is computed by, it is the base of chains of its own.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ from tvm.ir import Call, Var
 from bnn_compiler.constants import (
     Array,
     ConstantEvaluator,
+    apply_elementwise,
     dtype_of,
     elementwise_operands,
     evaluate_elementwise,
@@ -42,6 +44,7 @@ from bnn_compiler.monotone_thresholds import float_at, order_of
 _RISING = {"relax.sign", "relax.floor", "relax.ceil", "relax.round", "relax.nn.relu", "relax.clip", "relax.astype"}
 _FALLING = {"relax.negative", "relax.logical_not"}
 _SAME_WAY = {"relax.add", "relax.maximum", "relax.minimum", "relax.logical_and", "relax.logical_or"}
+_ARITHMETIC = {"relax.add", "relax.subtract", "relax.multiply", "relax.divide", "relax.negative"}
 _GREATER = {"relax.greater", "relax.greater_equal"}
 _LESS = {"relax.less", "relax.less_equal"}
 #: Longer chains are no quantisers; the bound keeps the recursion over a chain shallow.
@@ -209,6 +212,8 @@ class MonotoneChains:
         if not all(np.all(np.isfinite(constant)) for constant in constants):
             return None
         signs = [operand.direction if isinstance(operand, Chain) else np.zeros(1, np.int8) for operand in operands]
+        if self._wraps(name, call):
+            return None
         if name == "relax.astype" and dtype_of(call) not in _FLOATS and dtype_of(call.args[0]) != "bool":
             return None
         if name in _RISING:
@@ -232,12 +237,39 @@ class MonotoneChains:
 
     def _is_bounded(self, variable: relax.Expr) -> bool:
         """Whether a chain is finite at both ends of the floats, and so everywhere."""
-        assert isinstance(variable, Var)
-        base = (self._known.get(variable) or self._alone(variable)).base
-        ends = np.array([np.inf], dtype_of(base))
         if dtype_of(variable) == "bool":
             return True
-        return all(bool(np.all(np.isfinite(self._evaluate(variable, base, x)))) for x in (-ends, ends))
+        ends = self._ends(variable)
+        return ends is not None and all(bool(np.all(np.isfinite(end))) for end in ends)
+
+    def _ends(self, expr: relax.Expr) -> tuple[Array, Array] | None:
+        """The values of a chain at both ends of the floats (of a constant: itself, twice); None if its base is none."""
+        constant = self._constants.value(expr)
+        if constant is not None:
+            return constant.reshape(-1), constant.reshape(-1)
+        assert isinstance(expr, Var)
+        base = (self._known.get(expr) or self._alone(expr)).base
+        if dtype_of(base) not in _FLOATS:
+            return None
+        infinite = np.array([np.inf], dtype_of(base))
+        return self._evaluate(expr, base, -infinite), self._evaluate(expr, base, infinite)
+
+    def _wraps(self, name: str, call: Call) -> bool:
+        """Whether integer arithmetic may overflow, and so fall where it should rise: it does at an end, if anywhere."""
+        dtype = dtype_of(call)
+        if name not in _ARITHMETIC or dtype in _FLOATS or dtype == "bool":
+            return False
+        ends = [self._ends(argument) for argument in elementwise_operands(call)]
+        known = [end for end in ends if end is not None]
+        if name == "relax.divide" or len(known) < len(ends):
+            return True
+        # Rising and falling operands may meet at opposite ends.
+        for values in itertools.product(*known):
+            exact = apply_elementwise(name, [value.astype(object) for value in values])
+            limits = np.iinfo(dtype)
+            if not all(limits.min <= number <= limits.max for number in np.atleast_1d(exact)):
+                return True
+        return False
 
     def _evaluate(self, variable: relax.Expr, start: Var, x: Array) -> Array:
         """The chain from ``start``, where it is ``x`` [C], to ``variable`` in the model's arithmetic: [C] or [1]."""

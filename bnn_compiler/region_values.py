@@ -23,7 +23,7 @@ from bnn_compiler.constants import (
     prim_value,
     static_shape,
 )
-from bnn_compiler.intervals import Interval, apply_to_intervals
+from bnn_compiler.intervals import EVERYTHING, Interval, apply_to_intervals
 from bnn_compiler.linear_forms import LinearForm, add, scale
 
 if TYPE_CHECKING:
@@ -170,6 +170,10 @@ def _interval(name: str, call: Call, ranges: list[Interval], dtype: str) -> Inte
     if name == "relax.where":
         return ranges[1].hull(ranges[2])
     if name == "relax.astype":
-        # From a boolean, or rounded to another float: rounding is monotone.
+        # From a boolean, or rounded to another float, or truncated: all of it monotone, but where integers overflow.
+        if not dtype.startswith("float"):
+            limits = np.iinfo(dtype)
+            if ranges[0].low < limits.min or ranges[0].high > limits.max:
+                return EVERYTHING
         return Interval(*(float(np.asarray(end).astype(dtype)) for end in ranges[0]))
     return apply_to_intervals(name, ranges, dtype)

@@ -68,7 +68,8 @@ class _Part:
 def find_residue(result: Var, analysis: ValueSetAnalysis) -> StepFunction | None:
     """The step function that ``result`` computes up to rounding, or None."""
     for base in analysis.compared.get(result, ()):
-        if static_shape(base) == static_shape(result) and dtype_of(base) == dtype_of(result):
+        same = static_shape(base) == static_shape(result) and dtype_of(base) == dtype_of(result)
+        if same and dtype_of(base).startswith("float"):
             found = _as_function_of(base, result, analysis)
             if found is not None:
                 return found
@@ -78,7 +79,7 @@ def find_residue(result: Var, analysis: ValueSetAnalysis) -> StepFunction | None
 def _as_function_of(base: Var, result: Var, analysis: ValueSetAnalysis) -> StepFunction | None:
     chain = element_wise_chain(result, base, analysis)
     limits = _limits(chain, base, analysis)
-    if limits is None or len(limits) > _MAX_LIMITS:
+    if limits is None or len(limits) > _MAX_LIMITS or _distinguishes_huge_values(chain, analysis):
         return None
     parts = []
     undefined = False
@@ -167,6 +168,24 @@ def _limits(chain: Sequence[Var], base: Var, analysis: ValueSetAnalysis) -> list
                 return None
             limits.add(float(constant.flat[0]) + 0.0)
     return sorted(limits)
+
+
+def _distinguishes_huge_values(chain: Sequence[Var], analysis: ValueSetAnalysis) -> bool:
+    """Whether a number in the chain's arithmetic is of an order at which values beyond ``_LARGEST`` may matter.
+
+    Those are not evaluated, on the grounds that the model overflows there, or does what it does below. A cut at 1e20,
+    or a product by 1e-20, is there to tell such values apart.
+    """
+    for entry in chain:
+        call = analysis.definition(entry)
+        if not isinstance(call, Call):
+            continue
+        arrays = [analysis.constants.value(operand) for operand in elementwise_operands(call)]
+        numbers = [array for array in arrays if array is not None and array.dtype.kind == "f"]
+        sizes = np.abs(np.concatenate([number.reshape(-1) for number in numbers])) if numbers else np.zeros(0)
+        if np.any((sizes > math.sqrt(_LARGEST)) | ((sizes > 0) & (sizes < 1 / math.sqrt(_LARGEST)))):
+            return True
+    return False
 
 
 def _parts(base: Var, limits: Sequence[float], analysis: ValueSetAnalysis) -> list[_Part]:

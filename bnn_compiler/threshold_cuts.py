@@ -27,6 +27,8 @@ def threshold_cut(call: Call, analysis: ValueSetAnalysis) -> StepFunction | None
     """The step function of ``call`` if it is a ``Sign`` or a comparison of a float tensor with a constant."""
     name = op_name(call)
     if name == "relax.sign":
+        if not dtype_of(call).startswith("float"):
+            return None  # integers have no NaN, and no pack: three values, or what their set gives
         zero = np.zeros((), dtype_of(call.args[0]) or "float32")
         return _cut(analysis, call.args[0], zero, lambda distance: np.sign(distance[0]), is_sign=True)
     if name not in COMPARISONS:

@@ -139,6 +139,8 @@ def _convolution_values(call: Call, analysis: ValueSetAnalysis) -> Array | None:
     activation = analysis.of(call.args[0])
     if weights is None or activation is None or not activation.is_exact:
         return None
+    if op_name(call) == "relax.matmul" and weights.ndim != 2:
+        return None
     if not all(value.is_integer() for value in activation.values):
         return None
     matmul = op_name(call) == "relax.matmul"

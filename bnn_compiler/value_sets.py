@@ -162,7 +162,10 @@ class ValueSetAnalysis:
             steps = self._steps(call)
             if steps is not None:
                 return ValueSet.of_steps(steps)
-            return self._combine_sets(call, name) or self._whole_numbers(call, name)
+            known = self._combine_sets(call, name) or self._whole_numbers(call, name)
+            if known is None and name == "relax.sign" and not dtype_of(call).startswith("float"):
+                known = ValueSet(frozenset({-1.0, 0.0, 1.0}))
+            return known
         return None
 
     # -- element-wise operators -----------------------------------------------------------------------------------

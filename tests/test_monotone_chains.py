@@ -183,3 +183,32 @@ def test_too_many_values() -> None:
     assert levels_of(lambda e, x: op.round(e(op.clip(x, 0, 16)))) is None
     assert levels_of(lambda e, x: op.clip(x, 0, 1)) is None
     assert levels_of(lambda e, x: op.round(x)) is None
+
+
+def test_integers_that_wrap_are_not_monotone() -> None:
+    """uint8: 0 − 1 is 255, which lies above what 1 − 1 and 2 − 1 are."""
+
+    def count(e: Emit, x: Var, dtype: str) -> relax.Expr:
+        marks = [e(op.astype(e(op.greater(x, const(limit))), dtype)) for limit in (0.0, 1.0)]
+        return e(op.add(*marks))
+
+    def below(e: Emit, x: Var, dtype: str) -> relax.Expr:
+        return op.astype(e(op.subtract(count(e, x, dtype), relax.const(np.ones((), dtype)))), "float32")
+
+    chains, result, x = chains_of(lambda e, x: below(e, x, "uint8"))
+    assert not chains.of(result).base.same_as(x)
+    levels = levels_of(lambda e, x: below(e, x, "int8"))
+    assert levels is not None
+    assert levels.values == (-1.0, 0.0, 1.0)
+
+
+def test_integer_inputs_are_bases_of_nothing() -> None:
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((2, 3), "int32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            total = builder.emit(op.add(x, x))
+            output = builder.emit_output(total)
+        builder.emit_func_output(output)
+    bindings = {b.var: b.value for block in builder.get()["main"].body.blocks for b in block.bindings}
+    assert MonotoneChains(bindings, ConstantEvaluator(bindings)).of(total).base.same_as(total)

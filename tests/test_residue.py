@@ -158,3 +158,45 @@ def test_near_misses(build: Callable[[Chain], relax.Expr], sentence: str) -> Non
     result, analysis = Chain().analyse(build)
     assert analysis.of(result) is None
     assert sentence in missing_condition(result, analysis, lambda variable: repr(variable.name))
+
+
+def _minus_twice(chain: Chain, mask: relax.Expr) -> relax.Expr:
+    """A residue that computes sign(x) where ``mask`` does not hold, and −1 where it does (for positive x)."""
+    sign = chain.emit(op.where(chain.emit(op.greater(chain.x, const(0))), const(1), const(-1)))
+    soft = chain.emit(residue(chain, sign, chain.emit(op.clip(chain.x, -1, 1))))
+    return op.subtract(soft, chain.emit(op.multiply(chain.emit(op.astype(mask, "float32")), const(2))))
+
+
+def _wrapping(chain: Chain) -> relax.Expr:
+    small = chain.emit(op.astype(chain.emit(op.clip(chain.x, -3, 3)), "int32"))
+    large = chain.emit(op.add(small, relax.const(np.int32(2**30))))
+    return chain.emit(op.greater(chain.emit(op.add(large, large)), relax.const(np.int32(5))))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        # An integer that the largest x do not fit in says nothing of them.
+        lambda c: c.emit(op.greater(c.emit(op.astype(c.x, "int64")), relax.const(np.int64(5)))),
+        lambda c: c.emit(op.greater(c.emit(op.astype(c.x, "int32")), relax.const(np.int32(5)))),
+        _wrapping,
+        # Beyond the largest x that is evaluated.
+        lambda c: c.emit(op.greater(c.x, const(1e20))),
+        lambda c: c.emit(op.greater(c.emit(op.nn.relu(c.emit(op.subtract(c.x, const(1e20))))), const(0))),
+        lambda c: c.emit(op.greater(c.emit(op.floor(c.emit(op.multiply(c.x, const(1e-20))))), const(0))),
+    ],
+)
+def test_masks_of_large_values_are_no_signs(mask: Callable[[Chain], relax.Expr]) -> None:
+    result, analysis = Chain().analyse(lambda c: _minus_twice(c, mask(c)))
+    assert analysis.of(result) is None
+
+
+def test_integers_that_are_compared_are_no_base() -> None:
+    chain = Chain(
+        x=relax.Var("x", relax.TensorType(SHAPE, "int32")), y=relax.Var("y", relax.TensorType(SHAPE, "int32"))
+    )
+    one = relax.const(np.int32(1))
+    result, analysis = chain.analyse(
+        lambda c: residue(c, c.emit(op.subtract(c.emit(op.sign(c.x)), one)), c.emit(op.minimum(c.x, one)))
+    )
+    assert analysis.of(result) is None

@@ -127,3 +127,29 @@ def test_max_pool_of_signs_is_packed_as_it_is() -> None:
     assert isinstance(found, Binarizer)
     assert found.base.name != "x"
     assert (found.predicate, found.low, found.high) == ("ge", -1, 1)
+
+
+def test_sign_of_integers_has_three_values() -> None:
+    x = relax.Var("x", relax.TensorType((1, 4), "int32"))
+    sign = relax.Var("s", relax.TensorType((1, 4), "int32"))
+    known = ValueSetAnalysis({sign: relax.BlockBuilder().normalize(op.sign(x))}).of(sign)
+    assert known is not None
+    assert known.values == {-1.0, 0.0, 1.0}
+
+
+def test_batched_weights_are_not_counted_as_a_matrix() -> None:
+    """[B, K, N] sums K products, not B: with K even, 0 is reached, and sign(0) may not be called impossible."""
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((1, 3, 2), "float32"))
+    weights = relax.const(np.array([[[1, -1], [-1, 1]]], np.float32))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            signs = builder.emit(op.where(op.greater(x, const(0)), const(1), const(-1)))
+            product = builder.emit(op.matmul(signs, weights))
+            result = builder.emit(op.sign(product))
+            output = builder.emit_output(result)
+        builder.emit_func_output(output)
+    bindings = {b.var: b.value for block in builder.get()["main"].body.blocks for b in block.bindings}
+    known = ValueSetAnalysis(bindings).of(result)
+    assert known is not None
+    assert 0.0 in known.values
