@@ -7,7 +7,8 @@ rounding. The kernel that packs signs then reads x itself, and the affine map is
 Conditions: (1) each tensor that is skipped is read by the chain alone (else it has to be made anyway); (2) the
 predicate is one-sided; (3) every operation has a constant that varies along the channel axis alone; (4) g is
 monotone, which the
-bisection checks.
+bisection checks; (5) the channels of the tensor are those of the layer, one to one. Where a reshape in between mixes
+them, only what is the same for all channels is folded.
 """
 
 from __future__ import annotations
@@ -34,9 +35,12 @@ def fold_affine_chain(base: Var, spec: BinarySpec, matcher: LayerMatcher) -> tup
         return base, spec  # a chain has found its own start (``code_binarizers``)
     if any(move[0] == "permute" for move in spec.prefix):
         return base, spec
-    axis, rank = 1, len(spec.input_shape)
-    channels = spec.input_shape[axis]
+    rank = len(spec.input_shape)
     if rank not in (2, 4) or (spec.prefix and rank == 4):
+        return base, spec
+    shape = _threshold_shape(spec)
+    channels = shape[0] if shape else 1
+    if spec.threshold.size not in (1, channels):
         return base, spec
     start, steps = _chain_before(base, matcher, rank, channels)
     if not any(name in _AFFINE for name, _ in steps):
@@ -53,10 +57,22 @@ def fold_affine_chain(base: Var, spec: BinarySpec, matcher: LayerMatcher) -> tup
     solved = solve_thresholds(chain, lambda value: compare(value, limit), channels)
     if solved is None:
         return base, spec
-    shape = (channels, 1, 1) if rank == 4 else (channels,)
-    direction = None if np.all(solved.direction == 1) else solved.direction.reshape(shape)
+    direction = None
+    if not np.all(solved.direction == 1):
+        of_layer = (spec.geometry.in_channels, 1, 1) if spec.geometry else spec.weights.shape[:1]
+        direction = np.ascontiguousarray(np.broadcast_to(solved.direction.reshape(shape), of_layer))
     folded = replace(spec, predicate="ge", threshold=solved.threshold.reshape(shape), direction=direction)
     return start, folded
+
+
+def _threshold_shape(spec: BinarySpec) -> tuple[int, ...]:
+    """The shape of a threshold per channel of the tensor that is compared; () where those are not the layer's."""
+    channels, geometry = spec.input_shape[1], spec.geometry
+    if geometry is None:
+        return () if spec.prefix else (channels,)
+    batch_by_channels = (geometry.batch, geometry.in_channels)
+    apart = not spec.prefix or (spec.input_shape == batch_by_channels and geometry.height * geometry.width == 1)
+    return (channels, 1, 1) if apart else ()
 
 
 def _chain_before(
@@ -98,7 +114,7 @@ def _channel_step(
     if constant is None or constant.dtype != np.float32 or shape is None or shape != static_shape(call):
         return None
     aligned = (1,) * (rank - constant.ndim) + constant.shape
-    if constant.ndim > rank or (constant.size != 1 and aligned[1] != constant.size):
+    if constant.ndim > rank or (constant.size != 1 and (aligned[1] != constant.size or constant.size != channels)):
         return None
     if not np.all(np.isfinite(constant)):
         return None
