@@ -115,6 +115,8 @@ def _integer_values(expr: relax.Expr, analysis: ValueSetAnalysis, depth: int) ->
         return np.maximum(inner, np.float32(0))
     operations = {name: BINARY[name] for name in ("relax.add", "relax.subtract", "relax.multiply", "relax.divide")}
     if name in operations:
+        if static_shape(call.args[0]) != static_shape(call):
+            return None  # broadcast: what was axis 1 may be another now
         inner = _integer_values(call.args[0], analysis, depth + 1)
         constant = _per_channel(analysis.constants.value(call.args[1]), static_shape(call))
         with np.errstate(all="ignore"):
@@ -129,7 +131,7 @@ def _per_channel(constant: Array | None, shape: tuple[int, ...] | None) -> Array
     if constant.size == 1:
         return constant.reshape(1, 1).astype(np.float32)
     aligned = (1,) * (len(shape) - constant.ndim) + constant.shape
-    if aligned[1] != constant.size:
+    if len(shape) < 2 or aligned[1] != constant.size:
         return None
     return constant.reshape(-1, 1).astype(np.float32)
 

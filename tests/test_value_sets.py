@@ -153,3 +153,22 @@ def test_batched_weights_are_not_counted_as_a_matrix() -> None:
     known = ValueSetAnalysis(bindings).of(result)
     assert known is not None
     assert 0.0 in known.values
+
+
+def test_products_of_one_axis_have_no_channels() -> None:
+    """[K] times [K, N] is [N]: a constant per element of it varies along no axis 1."""
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((3,), "float32"))
+    weights = relax.const(np.array([[1, -1], [-1, 1], [1, 1]], np.float32))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            signs = builder.emit(op.where(op.greater(x, const(0)), const(1), const(-1)))
+            product = builder.emit(op.matmul(signs, weights))
+            shifted = builder.emit(op.add(product, relax.const(np.array([0, 1], np.float32))))
+            result = builder.emit(op.sign(shifted))
+            output = builder.emit_output(result)
+        builder.emit_func_output(output)
+    bindings = {b.var: b.value for block in builder.get()["main"].body.blocks for b in block.bindings}
+    known = ValueSetAnalysis(bindings).of(result)
+    assert known is not None
+    assert 0.0 in known.values
