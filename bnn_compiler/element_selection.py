@@ -44,7 +44,9 @@ def selected_operands(expr: relax.Expr, functions: Functions) -> list[relax.Expr
     if name == "relax.nn.pad":
         return None if str(getattr(expr.attrs, "pad_mode", "constant")) == "constant" else [expr.args[0]]
     if name == "relax.image.resize2d":
-        return [expr.args[0]] if str(expr.attrs.method) == "nearest_neighbor" else None
+        # A region that reaches beyond the image is filled with a value of its own.
+        cropped = str(expr.attrs.coordinate_transformation_mode) == "tf_crop_and_resize"
+        return [expr.args[0]] if str(expr.attrs.method) == "nearest_neighbor" and not cropped else None
     return _copied_operand(expr, functions) if name == "relax.call_tir" else None
 
 

@@ -218,7 +218,9 @@ class ValueSetAnalysis:
             for choice in itertools.product(*(sorted(entry.values) for entry in known)):
                 operands = [np.asarray(value, dtype) for value, dtype in zip(choice, dtypes, strict=True)]
                 results.add(float(evaluate_elementwise(call, operands)))
-        soft = name in _KEEPS_SOFT_ZERO and sum(entry.soft_zero for entry in known) == 1
+        # A mask's 0 is a real one.
+        hard = [entry for entry in known if not entry.soft_zero]
+        soft = name in _KEEPS_SOFT_ZERO and len(hard) == len(known) - 1 and all(0.0 not in e.values for e in hard)
         return _bounded(frozenset(results), soft_zero=soft)
 
     def _whole_numbers(self, call: Call, name: str) -> ValueSet | None:

@@ -172,3 +172,30 @@ def test_products_of_one_axis_have_no_channels() -> None:
     known = ValueSetAnalysis(bindings).of(result)
     assert known is not None
     assert 0.0 in known.values
+
+
+@pytest.mark.parametrize("mask", ["computed", "constant"])
+def test_zeros_of_a_mask_are_not_signs_of_zero(mask: str) -> None:
+    """Sign(x) times a mask: 0 where the mask is 0, and so no 0 that may be taken as +1."""
+
+    def masked(e: Emit, x: relax.Expr) -> relax.Expr:
+        other = e(op.add(x, const(1)))
+        marks = np.array([1, 0, 1, -1], np.float32).reshape(1, 4, 1, 1)
+        computed = e(op.astype(e(op.greater(other, const(0))), "float32"))
+        return op.multiply(e(op.sign(x)), computed if mask == "computed" else relax.const(marks))
+
+    found = plan(masked)
+    assert isinstance(found, Binarizer)
+    assert found.alphabet == "ternary"
+    assert not found.zero_taken_as_plus
+
+
+@pytest.mark.parametrize(("mode", "is_selection"), [("asymmetric", True), ("tf_crop_and_resize", False)])
+def test_resize_that_may_read_beyond_the_image(mode: str, is_selection: bool) -> None:
+    def resized(e: Emit, x: relax.Expr) -> relax.Expr:
+        signs = e(op.where(e(op.greater(x, const(0))), const(1), const(-1)))
+        return op.image.resize2d(
+            signs, (8, 8), layout="NCHW", method="nearest_neighbor", coordinate_transformation_mode=mode
+        )
+
+    assert isinstance(plan(resized), Binarizer) == is_selection
