@@ -71,6 +71,8 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
             "relax.matmul": self._matmul,
             "relax.nn.softmax": self._softmax,
             "relax.permute_dims": self._transpose,
+            "relax.multiply": self._by_zero,
+            "relax.divide": self._by_zero,
             **{f"relax.{kind}": self._reduce for kind in ("sum", "mean", "max", "min")},
         }
         self._kernels: dict[Any, tvm.ir.GlobalVar] = {}
@@ -150,6 +152,15 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         plan = ReducePlan(kind, shape, trailing, bool(call.attrs.keepdims), self._vector.lanes)
         kernel = self._kernel(plan, f"float_{kind}", lambda: reduce_kernel(plan))
         return relax.call_tir(kernel, [self.visit_expr(call.args[0])], out_ty=_tensor(out_shape))
+
+    def _by_zero(self, call: relax.Call) -> relax.Expr | None:
+        """A scalar 0 as a tensor: TVM makes 0 of x·0, where NaN and infinite x give NaN, and refuses x/0."""
+        data, scalar = call.args
+        shape, value = static_shape(data), self._constants.value(scalar)
+        if not shape or value is None or value.ndim or value != 0:
+            return None
+        zero = relax.const(value.reshape((1,) * len(shape)), str(value.dtype))
+        return relax.Call(call.op, [self.visit_expr(data), zero], call.attrs, call.ty_args)
 
     def _softmax(self, call: relax.Call) -> relax.Expr | None:
         shape = static_shape(call)
