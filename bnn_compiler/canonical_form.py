@@ -26,10 +26,14 @@ from bnn_compiler.schedules.geometry import ConvGeometry
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """A binary layer: the tensor to compare is ``binarizer.base``, the rest is ``spec``."""
+    """A binary layer: the tensor to compare is ``binarizer.base``, the rest is ``spec``.
+
+    ``activation`` is the operand of the product in the model.
+    """
 
     binarizer: Binarizer
     spec: BinarySpec
+    activation: relax.Expr
 
 
 def canonical_convolution(call: Call, data: relax.Expr, weights: Array, plan: Binarizer) -> Match | NotBinary:
@@ -86,7 +90,7 @@ def canonical_convolution(call: Call, data: relax.Expr, weights: Array, plan: Bi
         if packed is None or plan.padding is not None:
             return NotBinary("unsupported_form", "a threshold per pixel")
         plan, threshold, prefix = packed, packed.threshold, prefix[len(prefix) - len(suffix) :]
-    return Match(plan, _spec(plan, prefix, suffix, threshold, ring, geometry, 0, weights))
+    return Match(plan, _spec(plan, prefix, suffix, threshold, ring, geometry, 0, weights), data)
 
 
 def canonical_product(
@@ -118,7 +122,7 @@ def canonical_product(
         prefix = prefix if flat else (*prefix, ("reshape", (rows, features)))
         suffix = () if flat else (("reshape", out),)
         matrix = weights
-    return Match(plan, _spec(plan, prefix, suffix, threshold, None, None, rows, matrix))
+    return Match(plan, _spec(plan, prefix, suffix, threshold, None, None, rows, matrix), data)
 
 
 def _spec(

@@ -121,7 +121,8 @@ def _emit_product(builder: relax.BlockBuilder, value: relax.Expr, spec: BinarySp
 
 def composite_names(function: relax.Function) -> LayerNames:
     """The names that ``build_composite`` stored."""
-    return LayerNames(**json.loads(str(function.attrs["bnnc.layer"])))
+    stored = json.loads(str(function.attrs["bnnc.layer"]))
+    return LayerNames(**{**stored, "zero_tensors": tuple(stored["zero_tensors"])})
 
 
 def read_composite(function: relax.Function) -> BinarySpec:

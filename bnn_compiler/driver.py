@@ -221,7 +221,7 @@ def _verify(
         lowered.layers,
         # End to end against the model as it was given: the front end is verified, too.
         original=load_model(model),
-        zero_as_plus_one=[layer.zero_tensor for layer in lowered.layers if layer.zero_tensor is not None],
+        zero_as_plus_one=[name for layer in lowered.layers for name in layer.zero_tensors],
         float_layers=sum(entry["status"] == "float" for entry in lowered.report["layers"]),
         progress=lambda part: progress("verifying against ONNX Runtime", 0.6 + 0.4 * part),
     )

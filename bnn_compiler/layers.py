@@ -21,14 +21,14 @@ Move = tuple[Literal["reshape", "permute"], tuple[int, ...]]
 class LayerNames:
     """Where a layer stands in the ONNX graph: node, operator, and the tensors it reads and produces.
 
-    ``zero_tensor`` is the tensor whose zeros the layer takes as positive where ONNX's ``Sign`` would give 0.
+    ``zero_tensors`` are the tensors whose ``Sign`` is +1 at zero in the compiled network, where ONNX's would be 0.
     """
 
     node: str
     op: str
     input_tensor: str | None = None
     output_tensor: str | None = None
-    zero_tensor: str | None = None
+    zero_tensors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +135,6 @@ class BinaryLayer:
     exact: bool
     kernel: str = ""
     weight_bytes: int = 0
-    zero_tensor: str | None = None
+    zero_tensors: tuple[str, ...] = ()
     rounded: bool = False
     reach: float = 1.0

@@ -77,13 +77,15 @@ def take_zero_as_plus_one(model: ModelProto, tensors: Collection[str]) -> ModelP
     """
     copy = ModelProto()
     copy.CopyFrom(model)
+    known = (*copy.graph.input, *copy.graph.value_info, *copy.graph.output)
+    types = {value.name: value.type.tensor_type.elem_type for value in known}
     nodes: list[NodeProto] = []
     for index, node in enumerate(copy.graph.node):
         if node.op_type == "Sign" and node.input[0] in tensors:
             prefix = f"bnnc_sign_zero_{index}"
             source = node.input[0]
             tiny, nonzero, test, chosen = (f"{prefix}_{what}" for what in ("tiny", "nonzero", "test", "value"))
-            copy.graph.initializer.append(helper.make_tensor(tiny, TensorProto.FLOAT, [], [_TINY]))
+            copy.graph.initializer.append(helper.make_tensor(tiny, types.get(source, TensorProto.FLOAT), [], [_TINY]))
             # Every operator set can cast to bool, but only those from 11 on compare floats for equality.
             nodes.append(helper.make_node("Cast", [source], [nonzero], name=nonzero, to=TensorProto.BOOL))
             nodes.append(helper.make_node("Not", [nonzero], [test], name=test))

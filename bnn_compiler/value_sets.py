@@ -213,9 +213,13 @@ class ValueSetAnalysis:
         if len(known) < len(sets) or any(not entry.is_exact for entry in known):
             return ValueSet(frozenset({0.0, 1.0})) if name in COMPARISONS else None
         dtypes = [dtype_of(arg) for arg in args]
+        # x + x is no sum of two independent values.
+        repeated = [(i, j) for j in range(len(args)) for i in range(j) if args[i].same_as(args[j])]
         results = set()
         with np.errstate(all="ignore"):
             for choice in itertools.product(*(sorted(entry.values) for entry in known)):
+                if any(choice[i] != choice[j] for i, j in repeated):
+                    continue
                 operands = [np.asarray(value, dtype) for value, dtype in zip(choice, dtypes, strict=True)]
                 results.add(float(evaluate_elementwise(call, operands)))
         # A mask's 0 is a real one.

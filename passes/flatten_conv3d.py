@@ -66,19 +66,23 @@ class _Flattener(relax.PyExprMutator):  # type: ignore[misc]
         _, _, out_depth, out_height, out_width = static_shape(call) or ()
         fill = _frame_value(self._analysis.of(call.args[0]), weights) if pads[0] or pads[3] else 0.0
         data = self.visit_expr(call.args[0])
+
+        def emit(expr: relax.Expr, part: str) -> Any:
+            # Named here: the builder's own names may be those of other variables, which the map of names speaks of.
+            return self.builder_.emit(expr, f"{name}_{part}")
+
         if pads[0] or pads[3]:
-            data = self.builder_.emit(
-                relax.op.nn.pad(data, [0, 0, 0, 0, pads[0], pads[3], 0, 0, 0, 0], "constant", fill)
-            )
+            widths = [0, 0, 0, 0, pads[0], pads[3], 0, 0, 0, 0]
+            data = emit(relax.op.nn.pad(data, widths, "constant", fill), "frames")
         read = np.arange(out_depth)[:, None] * strides[0] + np.arange(taps) * dilations[0]
         if not np.array_equal(read.reshape(-1), np.arange(depth + pads[0] + pads[3])):
             indices = relax.const(read.reshape(-1).astype(np.int64), "int64")
-            data = self.builder_.emit(relax.op.take(data, indices, axis=2, mode="clip"))
-        data = self.builder_.emit(relax.op.reshape(data, (batch, channels, out_depth, taps, height, width)))
-        data = self.builder_.emit(relax.op.permute_dims(data, [0, 2, 1, 3, 4, 5]))
-        data = self.builder_.emit(relax.op.reshape(data, (batch * out_depth, channels * taps, height, width)))
+            data = emit(relax.op.take(data, indices, axis=2, mode="clip"), "taken")
+        data = emit(relax.op.reshape(data, (batch, channels, out_depth, taps, height, width)), "taps")
+        data = emit(relax.op.permute_dims(data, [0, 2, 1, 3, 4, 5]), "by_depth")
+        data = emit(relax.op.reshape(data, (batch * out_depth, channels * taps, height, width)), "images")
         kernel = weights.reshape(out_channels, -1, *weights.shape[3:])
-        product = self.builder_.emit(
+        product = emit(
             relax.op.nn.conv2d(
                 data,
                 relax.const(np.ascontiguousarray(kernel), str(kernel.dtype)),
@@ -87,17 +91,17 @@ class _Flattener(relax.PyExprMutator):  # type: ignore[misc]
                 dilation=dilations[1:],
                 groups=int(call.attrs.groups),
             ),
-            f"{name}_conv2d",
+            "conv2d",
         )
         move_name(self._names, name, product)
-        result = self.builder_.emit(relax.op.reshape(product, (batch, out_depth, out_channels, out_height, out_width)))
+        result = emit(relax.op.reshape(product, (batch, out_depth, out_channels, out_height, out_width)), "stacked")
         result = relax.op.permute_dims(result, [0, 2, 1, 3, 4])
         if not fill:
             return result
         outside = (read < pads[0]) | (read >= pads[0] + depth)
         excess = _frame_excess(weights, outside, (height, width), (out_height, out_width), strides, dilations, pads)
         constant = relax.const((fill * excess).astype(weights.dtype), str(weights.dtype))
-        return relax.op.subtract(self.builder_.emit(result), constant)
+        return relax.op.subtract(emit(result, "framed"), constant)
 
 
 def _is_conv3d(value: relax.Expr) -> bool:

@@ -23,6 +23,12 @@ class _Folder(relax.PyExprMutator):  # type: ignore[misc]
         super().__init__(module)
         self._bindings = {b.var: b.value for block in function.body.blocks for b in block.bindings}
         self._constants = ConstantEvaluator(self._bindings)
+        self._count = 0
+
+    def _scaled_name(self, item: TupleGetItem) -> str:
+        source = item.tuple_value.name if isinstance(item.tuple_value, Var) else "batch_norm"
+        self._count += 1
+        return f"{source}_scaled_{self._count}"
 
     def visit_tuple_getitem_(self, item: TupleGetItem) -> relax.Expr:
         """Replace the first field of a batch_norm by its affine form."""
@@ -41,7 +47,10 @@ class _Folder(relax.PyExprMutator):  # type: ignore[misc]
         shape = [1] * rank
         shape[int(call.attrs.axis)] = -1
         data = self.visit_expr(call.args[0])
-        scaled = self.builder_.emit(relax.op.multiply(data, relax.const(scale.reshape(shape), str(scale.dtype))))
+        # Named here: the builder's own names may be those of other variables, which the front end's map speaks of.
+        scaled = self.builder_.emit(
+            relax.op.multiply(data, relax.const(scale.reshape(shape), str(scale.dtype))), self._scaled_name(item)
+        )
         return relax.op.add(scaled, relax.const(shift.reshape(shape), str(shift.dtype)))
 
 

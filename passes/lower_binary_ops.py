@@ -200,7 +200,7 @@ def _binary_layer(function: str, plan: _Planned, weight_bytes: int) -> BinaryLay
         exact=kernels.output.exact and not spec.rounded,
         kernel=kernels.product.name,
         weight_bytes=weight_bytes,
-        zero_tensor=names.zero_tensor,
+        zero_tensors=names.zero_tensors,
         rounded=spec.rounded,
         reach=reach_of(spec),
     )

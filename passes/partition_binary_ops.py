@@ -30,6 +30,7 @@ from bnn_compiler.matching import LayerMatcher
 from bnn_compiler.module_attributes import INPUTS_ATTRIBUTE, LAYERS_ATTRIBUTE, NAMES_ATTRIBUTE, read_attribute
 from bnn_compiler.options import Algorithm, SignZero
 from bnn_compiler.report import Status
+from bnn_compiler.soft_signs import positive_at_zero, soft_signs
 from bnn_compiler.threshold_folding import fold_affine_chain
 
 _PRODUCTS = (
@@ -50,7 +51,7 @@ class _Planned:
     entry: dict[str, Any]
     base: Var | None = None
     spec: BinarySpec | None = None
-    zero_tensor: str | None = None
+    soft_signs: tuple[Var, ...] = ()
 
 
 def _plan(matcher: LayerMatcher, algorithm: Algorithm) -> dict[Var, _Planned]:
@@ -63,9 +64,8 @@ def _plan(matcher: LayerMatcher, algorithm: Algorithm) -> dict[Var, _Planned]:
         entry = _report_entry(matcher, variable, call, found, proven, algorithm)
         if isinstance(found, Match) and algorithm != "float":
             base, spec = fold_affine_chain(found.binarizer.base, found.spec, matcher)
-            plan = found.binarizer
-            zero_tensor = matcher.tensor_name(plan.base) if plan.zero_taken_as_plus else None
-            planned[variable] = _Planned(call, entry, base, spec, zero_tensor)
+            soft = soft_signs(found.activation, matcher.analysis) if found.binarizer.zero_taken_as_plus else []
+            planned[variable] = _Planned(call, entry, base, spec, tuple(soft))
         else:
             planned[variable] = _Planned(call, entry)
     return planned
@@ -80,6 +80,7 @@ class _Partitioner(relax.PyExprMutator):  # type: ignore[misc]
         self._starts = {plan.base for plan in planned.values() if plan.base is not None}
         self._layer_at: dict[Var, tuple[Var, BinarySpec]] = {}
         self._absorbed: set[Var] = set()
+        self._soft_signs = {sign for plan in planned.values() for sign in plan.soft_signs}
         for product, plan in planned.items():
             if plan.spec is not None:
                 chain, spec = fold_affine_epilogue(product, plan.spec, matcher, self._starts)
@@ -89,6 +90,9 @@ class _Partitioner(relax.PyExprMutator):  # type: ignore[misc]
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         """Put the composite's call where its last folded operation stood; drop what was folded."""
         if binding.var in self._absorbed:
+            return
+        if binding.var in self._soft_signs:
+            self._bind_soft_sign(binding)
             return
         if binding.var not in self._layer_at:
             super().visit_var_binding_(binding)
@@ -100,7 +104,7 @@ class _Partitioner(relax.PyExprMutator):  # type: ignore[misc]
             self._matcher.names_of(product, plan.call),
             input_tensor=self._matcher.tensor_name(plan.base),
             output_tensor=self._matcher.tensor_name(binding.var),
-            zero_tensor=plan.zero_tensor,
+            zero_tensors=self._zero_tensors(plan),
         )
         composite = self.builder_.add_func(
             build_composite(spec, names), f"bnnc_layer_{len(self.builder_.get().functions)}"
@@ -108,6 +112,22 @@ class _Partitioner(relax.PyExprMutator):  # type: ignore[misc]
         call = Call(composite, [self.visit_expr(plan.base)])
         emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
         self.set_var_remap(binding.var, emit(call, binding.var.name))
+
+    def _bind_soft_sign(self, binding: relax.VarBinding) -> None:
+        """A ``Sign`` that a layer takes as +1 at zero is so for its other readers, too; without any, it goes later."""
+        data = self.visit_expr(self._sign_operand(binding.var))
+        sign = self.builder_.emit(relax.op.sign(data), f"{binding.var.name}_sign")
+        emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
+        self.set_var_remap(binding.var, emit(positive_at_zero(sign, data), binding.var.name))
+
+    def _sign_operand(self, sign: Var) -> relax.Expr:
+        definition = self._matcher.analysis.definition(sign)
+        assert isinstance(definition, Call), "soft_signs only gives results of Sign"
+        return definition.args[0]
+
+    def _zero_tensors(self, plan: _Planned) -> tuple[str, ...]:
+        names = [self._matcher.tensor_name(self._sign_operand(sign)) for sign in plan.soft_signs]
+        return tuple(name for name in names if name is not None)
 
 
 def _report_entry(

@@ -30,7 +30,7 @@ def rewrite_products(
     if not any(applies(value) for value in bindings.values()):
         return module
     names: Names = read_attribute(module, NAMES_ATTRIBUTE) or {}
-    mutator = make_mutator(module, ValueSetAnalysis(bindings), names)
+    mutator = make_mutator(module, ValueSetAnalysis(bindings, dict(module.functions.items())), names)
     mutator.builder_.update_func(module.get_global_var("main"), mutator.visit_expr(main))
     attributes = dict(module.attrs.items()) if module.attrs else {}
     if names:

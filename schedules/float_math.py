@@ -50,6 +50,9 @@ def exp(x: Any, nonpositive: bool = False) -> Any:
         return constant if lanes == 1 else tirx.Broadcast(constant, lanes)
 
     suffix = "" if lanes == 1 else f"x{lanes}"
+    # Used several times below; written out each time, a Let inside it would be bound several times, which TVM's
+    # vectoriser refuses (tanh of tanh).
+    argument, x = x, tirx.Var("argument", _DTYPE + suffix)
     clamped = tirx.max(x, number(_LOWEST))
     if not nonpositive:
         clamped = tirx.min(clamped, number(_HIGHEST))
@@ -72,7 +75,7 @@ def exp(x: Any, nonpositive: bool = False) -> Any:
     value = tirx.Select(x < number(_LOWEST), number(0.0), value)
     if not nonpositive:
         value = tirx.Select(x > number(_HIGHEST), number(np.inf), value)
-    return tirx.Select(tirx.isnan(x), x, value)
+    return tirx.Let(x, argument, tirx.Select(tirx.isnan(x), x, value))
 
 
 def tanh(x: Any) -> Any:
@@ -87,11 +90,12 @@ def tanh(x: Any) -> Any:
             value = value * argument + number(coefficient)
         return value
 
+    argument, x = x, tirx.Var("argument", _DTYPE)  # as in exp
     x_var, square_var = tirx.Var("x", _DTYPE), tirx.Var("square", _DTYPE)
     ratio = x_var * polynomial(_TANH_P, square_var) / polynomial(_TANH_Q, square_var)
     clamped = tirx.max(tirx.min(x, number(_TANH_LIMIT)), number(-_TANH_LIMIT))
     value = tirx.Let(x_var, clamped, tirx.Let(square_var, x_var * x_var, ratio))
-    return tirx.Select(tirx.isnan(x), x, value)
+    return tirx.Let(x, argument, tirx.Select(tirx.isnan(x), x, value))
 
 
 def expand_math(body: Any) -> Any:

@@ -57,6 +57,20 @@ def widen_half_precision(model: onnx.ModelProto) -> list[str]:
     return ["half precision is computed in single precision, as ONNX Runtime does on CPUs"]
 
 
+def uses_half_precision(model: onnx.ModelProto) -> bool:
+    """Whether inputs, outputs, constants or casts of the main graph are float16."""
+    graph = model.graph
+    if any(map(_is_half, (*graph.input, *graph.output))) or any(t.data_type == _HALF for t in graph.initializer):
+        return True
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    return any(
+        attribute.t.data_type == _HALF
+        if attribute.type == AttributeProto.TENSOR
+        else attribute.name in _TYPE_ATTRIBUTES and attribute.i == _HALF
+        for attribute in attributes
+    )
+
+
 def _is_half(info: onnx.ValueInfoProto) -> bool:
     return bool(info.type.tensor_type.elem_type == _HALF)
 

@@ -1,7 +1,8 @@
 """Conversions of single operators that are made here, and not by TVM's converters.
 
 ``Pad`` and ``Clip`` stay one Relax call each, which patterns can see; TVM's converters lower them to ``call_tir`` at
-once. ``Gemm`` keeps a constant weight and bias plain constants. ``Split`` becomes slices, each of one tensor alone.
+once. ``Gemm`` keeps a constant weight and bias plain constants. ``Split`` becomes slices, each of one tensor alone,
+``Max`` and ``Min`` element-wise operators. ``Gather`` reads in bounds. ``Slice`` may have its bounds as attributes.
 What a converter creates around a constant to change its layout (a bias reshaped for broadcasting, a weight transposed)
 is evaluated on the spot by :func:`fold_layout`.
 
@@ -11,6 +12,7 @@ A NaN input: ``R.clip`` gives the upper bound, where ONNX Runtime gives NaN. TVM
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -113,7 +115,57 @@ def _convert_split(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) 
     return relax.Tuple(slices)
 
 
-OWN_CONVERTERS = {"Clip": _convert_clip, "Gemm": _convert_gemm, "Pad": _convert_pad, "Split": _convert_split}
+def _convert_slice(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -> Any:
+    """``Slice`` before operator set 10, whose bounds are attributes."""
+    if "starts" not in attributes:
+        return None
+    starts, ends = list(attributes["starts"]), list(attributes["ends"])
+    axes = list(attributes.get("axes") or range(len(starts)))
+    rank = len(inputs[0].ty.shape.values)
+    return relax.op.strided_slice(inputs[0], [axis % rank for axis in axes], starts, ends, assume_inbound=False)
+
+
+def _convert_gather(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -> Any:
+    """``Gather`` that never reads out of bounds: constant indices are checked here, computed ones are clipped.
+
+    ONNX Runtime refuses to run where a computed index is out of range.
+    """
+    data, indices = inputs[0], inputs[1]
+    if isinstance(data, relax.ShapeExpr | tvm.ir.GenericConst) or isinstance(indices, relax.ShapeExpr):
+        return None
+    axis = int(attributes.get("axis", 0)) % len(data.ty.shape.values)
+    extent = int(data.ty.shape.values[axis])
+    known = _constant_array(indices)
+    if known is None:
+        dtype = str(indices.ty.dtype)
+        wrapped = relax.op.add(indices, relax.const(extent, dtype))
+        indices = relax.op.where(relax.op.less(indices, relax.const(0, dtype)), wrapped, indices)
+        return relax.op.take(data, indices, axis, mode="clip")
+    if known.size and not (-extent <= known.min() and known.max() < extent):
+        raise ValueError(f"an index of {int(known.min())} to {int(known.max())} into an axis of {extent}")
+    return relax.op.take(data, constant(np.where(known < 0, known + extent, known)), axis, mode="clip")
+
+
+def _convert_maximum(_: Any, inputs: ConverterInputs, __: dict[str, Any]) -> Any:
+    """``Max`` as a chain of element-wise maxima, which analyses know, and not a reduction of a stack."""
+    return functools.reduce(relax.op.maximum, inputs)
+
+
+def _convert_minimum(_: Any, inputs: ConverterInputs, __: dict[str, Any]) -> Any:
+    """``Min``, likewise."""
+    return functools.reduce(relax.op.minimum, inputs)
+
+
+OWN_CONVERTERS = {
+    "Clip": _convert_clip,
+    "Gather": _convert_gather,
+    "Gemm": _convert_gemm,
+    "Max": _convert_maximum,
+    "Min": _convert_minimum,
+    "Pad": _convert_pad,
+    "Slice": _convert_slice,
+    "Split": _convert_split,
+}
 """Each gives ``None`` where the form is left to TVM's converter."""
 
 

@@ -29,8 +29,8 @@ from bnn_compiler.module_attributes import INPUTS_ATTRIBUTE, NAMES_ATTRIBUTE
 from .onnx_graph import describe_node
 from .operator_converters import OWN_CONVERTERS, ConverterInputs, fold_layout
 
-_BUILDER_NAME = re.compile(r"(lv|gv)\d*(_\d+)?")
-"""Names that the block builder gives to variables; it does not avoid the parameters' own."""
+_BUILDER_NAME = re.compile(r"(lv|gv)\d*(_.*)?")
+"""Names of the block builder and what passes make of them; it does not avoid the parameters' own."""
 
 
 def import_graph(model: onnx.ModelProto, opset: int) -> tvm.IRModule:
