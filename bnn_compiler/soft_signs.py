@@ -26,7 +26,8 @@ def soft_signs(activation: relax.Expr, analysis: ValueSetAnalysis) -> list[Var]:
             continue
         seen.add(variable)
         known, definition = analysis.of(variable), analysis.definition(variable)
-        if known is not None and known.is_exact and not known.soft_zero:
+        soft = known is None or known.soft_zero or (known.steps is not None and known.steps.soft_zero)
+        if known is not None and known.is_exact and not soft:
             continue  # no zero, or one that says itself what it is
         if isinstance(definition, Call) and op_name(definition) == "relax.sign":
             # Of a padded tensor, the frame's zeros stay zeros: ONNX's rule and the other one, side by side. No single

@@ -30,7 +30,7 @@ from bnn_compiler.element_selection import Functions, selected_operands
 from bnn_compiler.intervals import Interval, apply_to_intervals
 from bnn_compiler.region_values import RegionValues
 from bnn_compiler.residue import COMPARISONS, compared_tensors, find_residue
-from bnn_compiler.step_function import StepFunction, combine
+from bnn_compiler.step_function import Padding, StepFunction, combine
 from bnn_compiler.threshold_cuts import spatial_padding, threshold_cut
 from bnn_compiler.value_bounds import ValueBounds
 
@@ -54,7 +54,7 @@ class ValueSet:
     @classmethod
     def of_steps(cls, steps: StepFunction) -> ValueSet:
         """The set of a step function's values."""
-        return cls(steps.values, steps, steps.soft_zero, steps.rounded, steps.undefined)
+        return cls(steps.values, steps, _stays_soft(steps.soft_zero, steps.padding), steps.rounded, steps.undefined)
 
     @property
     def is_exact(self) -> bool:
@@ -255,7 +255,8 @@ class ValueSetAnalysis:
             soft = inner.soft_zero and float(call.attrs.pad_value) != 0
             padded = _bounded(values, soft_zero=soft, rounded=inner.rounded)
             return padded and replace(padded, undefined=inner.undefined)
-        return replace(inner, values=values, steps=replace(inner.steps, padding=padding))
+        soft = _stays_soft(inner.soft_zero, padding)
+        return replace(inner, values=values, soft_zero=soft, steps=replace(inner.steps, padding=padding))
 
     def _union(self, sets: Sequence[ValueSet | None]) -> ValueSet | None:
         """What a selection of elements of tensors with these sets may hold."""
@@ -267,6 +268,11 @@ class ValueSetAnalysis:
         values = frozenset().union(*(entry.values for entry in known))
         union = _bounded(values, soft_zero=soft, rounded=any(entry.rounded for entry in known))
         return union and replace(union, undefined=any(entry.undefined for entry in known))
+
+
+def _stays_soft(soft_zero: bool, padding: Padding | None) -> bool:
+    """Zeros of a pad are no signs: whoever sees the values alone cannot tell the two apart."""
+    return soft_zero and (padding is None or padding.value != 0.0)
 
 
 def _bounded(values: frozenset[float], *, soft_zero: bool = False, rounded: bool = False) -> ValueSet | None:

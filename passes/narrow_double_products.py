@@ -63,7 +63,8 @@ class _Narrower(relax.PyExprMutator):  # type: ignore[misc]
         constant = self._analysis.constants.value(operand)
         if constant is not None:
             return relax.const(constant.astype(np.float32), "float32")
-        return self.builder_.emit(relax.op.astype(self.visit_expr(operand), "float32"))
+        # Named here: the builder's own names may be those of other variables, which the map of names speaks of.
+        return self.builder_.emit(relax.op.astype(self.visit_expr(operand), "float32"), f"{operand.name}_float32")
 
     def _is_exact(self, call: Call) -> bool:
         """Conditions 1 to 4."""

@@ -63,7 +63,9 @@ def disagreements(random_model: RandomModel, *, algorithm: str = "auto", sign_ze
     if sign_zero == "plus" and algorithm != "float":
         for layer in lowered.report["layers"]:
             wanted = random_model.expected.get(layer["name"], layer["status"])
-            constant = re.search(r"takes the values \{[^,]*\}", layer["detail"])  # proven to hold one value only
+            constant = re.search(
+                r"takes the values \{[^,]*\}|take the values 0 and", layer["detail"]
+            )  # one value, and a pad's
             if layer["status"] != wanted and not constant:
                 found.append(
                     f"layer {layer['name']} is {layer['status']} ({layer['reason']}: {layer['detail']}), not {wanted}"

@@ -90,7 +90,9 @@ def _affine(writer: GraphWriter, data: Tensor) -> Tensor:
 
 def _residual(writer: GraphWriter, data: Tensor) -> Tensor:
     """The tensor and a function of it, added."""
-    other = writer.node(writer.random.choice(["Relu", "Abs", "Sign"]), data.name)
+    # The sign of a sum that cancels but for rounding is anything.
+    jumps = [] if data.exactness == Exactness.APPROXIMATE else ["Sign"]
+    other = writer.node(writer.random.choice(["Relu", "Abs", *jumps]), data.name)
     step = min(data.step, 1.0)
     return exact(data, writer.node("Add", data.name, other), writer, bound=2 * data.bound + 1, step=step)
 
