@@ -20,6 +20,9 @@ from .normalisation import normalise
 from .onnx_graph import TENSOR_DTYPES, static_shape
 from .relax_importer import import_graph
 
+LONGEST_MESSAGE = 1000
+"""Characters; what is longer loses its middle."""
+
 _NO_SHAPES: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 
 
@@ -75,8 +78,9 @@ def _import(
 
 
 def _one_line(text: str) -> str:
-    """Names in a model may hold line breaks and control characters; a message does not pass them on."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    """Names in a model may hold line breaks and control characters, and be long; a message does not pass that on."""
+    line = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE // 2]} … {line[-LONGEST_MESSAGE // 2 :]}"
 
 
 def _spec(info: onnx.ValueInfoProto) -> TensorSpec:

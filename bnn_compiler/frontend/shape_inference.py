@@ -43,8 +43,33 @@ def infer_shapes(model: onnx.ModelProto) -> None:
     except Exception as error:  # the C++ side raises InferenceError, RuntimeError, ValueError, ...
         raise ModelError(f"shapes or types contradict each other: {inference_cause(error)}") from error
     graph.value_info.extend(inferred.graph.value_info)
+    _check_passed_on(graph)
     for output, typed in zip(graph.output, inferred.graph.output, strict=True):
         output.CopyFrom(typed)
+
+
+def _check_passed_on(graph: onnx.GraphProto) -> None:
+    """An output that is an input or a constant is no node's, so that inference does not compare its declared type."""
+    known = {info.name: info.type for info in graph.input}
+    known |= {
+        tensor.name: onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims) for tensor in graph.initializer
+    }
+    for output in graph.output:
+        source = known.get(output.name)
+        if source is None:
+            continue
+        declared, actual = static_shape(output.type), static_shape(source)
+        same_type = output.type.tensor_type.elem_type == source.tensor_type.elem_type
+        if not same_type or (declared is not None and actual is not None and declared != actual):
+            raise ModelError(
+                f"the output {output.name!r} is declared as {_describe_type(output.type)}, but it is an input or a "
+                f"constant of {_describe_type(source)}"
+            )
+        output.type.CopyFrom(source)
+
+
+def _describe_type(kind: onnx.TypeProto) -> str:
+    return f"{dtype_name(kind.tensor_type.elem_type)} {list(static_shape(kind) or ())}"
 
 
 def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:

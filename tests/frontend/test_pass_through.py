@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bnn_compiler.errors import UnsupportedOperatorError
+from bnn_compiler.errors import ModelError, UnsupportedOperatorError
 from bnn_compiler.frontend import import_onnx
 
 from .onnx_text import operators, parse, random_feeds, run_onnx, run_relax
@@ -60,3 +60,10 @@ def test_dropout_that_is_not_a_pass_through() -> None:
     mask = "g (float[2,3] x) => (float[2,3] y, bool[2,3] m) { [d] y, m = Dropout(x) }"
     with pytest.raises(UnsupportedOperatorError, match="'d': its mask is used"):
         import_onnx(parse(mask))
+
+
+@pytest.mark.parametrize("declared", ["float[1,4]", "int32[1,8]", "float[8]"])
+def test_an_input_that_is_declared_otherwise_as_an_output(declared: str) -> None:
+    model = parse(f"g (float[1,8] x) => ({declared} x) {{}}")
+    with pytest.raises(ModelError, match=r"the output 'x' is declared as .*, but it is an input or a constant of"):
+        import_onnx(model)

@@ -1,0 +1,58 @@
+"""Forms of operators that are converted here and not by TVM, against ONNX Runtime."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bnn_compiler.constants import op_name
+from bnn_compiler.errors import UnsupportedOperatorError
+from bnn_compiler.frontend import import_onnx
+
+from .onnx_text import parse, run_onnx, run_relax
+
+
+@pytest.mark.parametrize(
+    ("body", "opset"),
+    [
+        ("y = Slice<starts = [1, -3], ends = [2, 9999], axes = [0, 1]>(x)", 9),
+        ("y = Slice<starts = [0, 2], ends = [-1, 4]>(x)", 9),
+        ("i = Constant<value = int64[3] {-1, 0, -5}>() y = Gather<axis = -1>(x, i)", 13),
+        ("i = Constant<value = int64 {-2}>() y = Gather(x, i)", 13),
+        ("i = Constant<value = int64[2, 1] {1, 0}>() y = Gather(x, i)", 13),
+        ("n = Neg(x) z = Abs(x) y = Max(x, n, z)", 17),
+        ("n = Neg(x) r = ReduceMean<axes = [0]>(x) y = Min(r, n)", 17),
+        ("y = Max(x)", 17),
+    ],
+)
+def test_equals_onnx_runtime(body: str, opset: int) -> None:
+    model = parse(f"g (float[3,5] x) => (float y) {{ {body} }}", opset=opset)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    data = np.random.default_rng(0).standard_normal((3, 5)).astype(np.float32)
+    [expected] = run_onnx(model, {"x": data})
+    [actual] = run_relax(import_onnx(model).module, [data])
+    # ReduceMean sums three numbers and divides: three roundings of numbers up to 3.
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
+
+
+def test_computed_indices_are_clipped() -> None:
+    """ONNX Runtime refuses such indices when it runs; TVM's default reads out of bounds."""
+    model = parse("g (float[4] x, int64[5] i) => (float[5] y) { y = Gather(x, i) }")
+    data, indices = np.arange(4, dtype=np.float32), np.asarray([0, -1, 2**40, -(2**40), 3])
+    [actual] = run_relax(import_onnx(model).module, [data, indices])
+    np.testing.assert_array_equal(actual, [0, 3, 3, 0, 3])
+
+
+@pytest.mark.parametrize("index", [4, -5])
+def test_constant_indices_out_of_range_are_refused(index: int) -> None:
+    model = parse(f"g (float[4] x) => (float[1] y) <int64[1] i = {{{index}}}> {{ y = Gather(x, i) }}")
+    with pytest.raises(UnsupportedOperatorError, match="an axis of 4"):
+        import_onnx(model)
+
+
+def test_maxima_are_element_wise() -> None:
+    module = import_onnx(parse("g (float[2] x) => (float[2] y) { n = Neg(x) y = Max(x, n) }")).module
+    main = module["main"]
+    assert [op_name(binding.value) for binding in main.body.blocks[0].bindings][:2] == [
+        "relax.negative", "relax.maximum",
+    ]  # fmt: skip
