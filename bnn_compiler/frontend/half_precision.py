@@ -3,8 +3,8 @@
 Every float16 tensor of the graph becomes float32: constants exactly, and behind a ``Cast`` to float16 stands one back
 to float32, so that it rounds. Inputs and outputs of the graph keep their type, with a ``Cast`` behind or before them.
 What is left out is the rounding to float16 of other operators' results. ONNX Runtime leaves it out, too, on CPUs, where
-few operators have half-precision kernels: it casts around all others and drops some of the casts between them. Sums of signs
-are integers, and the same in either precision up to 2048.
+few operators have half-precision kernels: it casts around all others and drops some of the casts between them. Sums of
+signs are integers, and the same in either precision up to 2048.
 """
 
 from __future__ import annotations
