@@ -32,7 +32,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bnn_compiler.bench import Call, cpu_name, time_in_turn
 from bnn_compiler.composites import binary_composites, composite_names, read_composite
 from bnn_compiler.frontend import import_onnx
-from bnn_compiler.layer_kernels import alphabet_of
+from bnn_compiler.kernels.layer_kernels import alphabet_of
 from bnn_compiler.passes import FoldBatchNorm, PartitionBinaryOps
 from bnn_compiler.schedules.bit_planes import make_bit_planes
 from bnn_compiler.schedules.bitsliced_bits import (

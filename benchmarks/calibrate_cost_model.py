@@ -1,4 +1,4 @@
-"""Measure the coefficients of bnn_compiler/cost_model.json on this machine.
+"""Measure the coefficients of bnn_compiler/kernels/cost_model.json on this machine.
 
     python benchmarks/calibrate_cost_model.py [--cpu znver4 ...] [--write]
 
@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bnn_compiler import cost_model
 from bnn_compiler.bench import Call, cpu_name, time_in_turn
-from bnn_compiler.bitsliced_layer import BitslicedPlan, bitsliced_kernels, star_plan
-from bnn_compiler.kernel_timing import stage_calls
-from bnn_compiler.kernel_work import Work, counting_work, pack_work, planes_work, popcount_work
+from bnn_compiler.kernels import cost_model
+from bnn_compiler.kernels.bitsliced_layer import BitslicedPlan, bitsliced_kernels, star_plan
+from bnn_compiler.kernels.kernel_timing import stage_calls
+from bnn_compiler.kernels.kernel_work import Work, counting_work, pack_work, planes_work, popcount_work
+from bnn_compiler.kernels.popcount_layer import popcount_kernels
 from bnn_compiler.layers import BinarySpec
-from bnn_compiler.popcount_layer import popcount_kernels
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa, detect_isa
 from bnn_compiler.target import CompileTarget, parse_target

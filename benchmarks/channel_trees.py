@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bnn_compiler.layer_signs import binary_layer_signs
+from bnn_compiler.recognition.layer_signs import binary_layer_signs
 from bnn_compiler.trees.channel_tree import ChannelTree
 from bnn_compiler.trees.problem import EFFORTS
 from bnn_compiler.trees.solve import solve_channel_tree

@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from bnn_compiler.bench import cpu_name, time_in_turn
-from bnn_compiler.bitsliced_layer import TreePlanning, bitsliced_kernels, plan_bitsliced, star_plan
 from bnn_compiler.composites import binary_composites, composite_names, read_composite
-from bnn_compiler.cost_model import load_cost_model
 from bnn_compiler.frontend import import_onnx
-from bnn_compiler.kernel_choice import ChoiceOptions
-from bnn_compiler.kernel_timing import stage_calls
+from bnn_compiler.kernels.bitsliced_layer import TreePlanning, bitsliced_kernels, plan_bitsliced, star_plan
+from bnn_compiler.kernels.cost_model import load_cost_model
+from bnn_compiler.kernels.kernel_choice import ChoiceOptions
+from bnn_compiler.kernels.kernel_timing import stage_calls
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.pipeline import phases, run_phases
 from bnn_compiler.schedules.isa import detect_isa

@@ -20,10 +20,10 @@ from typing import TypedDict
 import numpy as np
 from onnx import ModelProto
 
-from .inner_tensors import Runnable
-from .reference import Array, Reference, expose, extract, sample_feeds
-from .report import LayerReport
-from .tensor_spec import TensorSpec
+from bnn_compiler.report import LayerReport
+from bnn_compiler.tensor_spec import TensorSpec
+from bnn_compiler.verification.inner_tensors import Runnable
+from bnn_compiler.verification.reference import Array, Reference, expose, extract, sample_feeds
 
 ROUNDS = 15
 ROUND_SECONDS = 0.005

@@ -14,14 +14,14 @@ from typing import Any
 import onnx
 import tvm
 
-from bnn_compiler.bitsliced_layer import TreePlanning
 from bnn_compiler.build import build_library
 from bnn_compiler.compiled_network import CompiledNetwork
 from bnn_compiler.errors import ModelError, OpenShapeError, TargetError, UsageError
 from bnn_compiler.frontend import ImportedModel, import_onnx
 from bnn_compiler.frontend.model_file import load_model
-from bnn_compiler.kernel_choice import ChoiceOptions
-from bnn_compiler.kernel_measurement import Measurement
+from bnn_compiler.kernels.bitsliced_layer import TreePlanning
+from bnn_compiler.kernels.kernel_choice import ChoiceOptions
+from bnn_compiler.kernels.kernel_measurement import Measurement
 from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.module_attributes import LAYERS_ATTRIBUTE, read_attribute
 from bnn_compiler.options import CompileOptions
@@ -30,7 +30,7 @@ from bnn_compiler.report import LayerReport, NoteReport, Report, make_report
 from bnn_compiler.target import CompileTarget, parse_target
 from bnn_compiler.tensor_spec import TensorSpec
 from bnn_compiler.trees.cache_folder import cache_folder
-from bnn_compiler.verify import verify_model
+from bnn_compiler.verification.verify import verify_model
 
 Progress = Callable[[str, float], None]
 ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto

@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from bnn_compiler.binary_weights import BinaryWeights, analyse_weights
-from bnn_compiler.code_lattice import CodeLattice, fit_codes
 from bnn_compiler.constants import Array
+from bnn_compiler.recognition.binary_weights import BinaryWeights, analyse_weights
+from bnn_compiler.recognition.code_lattice import CodeLattice, fit_codes
 from bnn_compiler.schedules.geometry import ConvGeometry
 
 #: A change of shape: ``reshape`` to a shape, or ``permute`` by axes.

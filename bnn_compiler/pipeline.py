@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tvm
 
-from bnn_compiler.kernel_choice import ChoiceOptions
+from bnn_compiler.kernels.kernel_choice import ChoiceOptions
 from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.options import SignZero
 from bnn_compiler.passes import (

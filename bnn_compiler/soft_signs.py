@@ -11,8 +11,8 @@ from tvm import relax
 from tvm.ir import Call, Var
 
 from bnn_compiler.constants import elementwise_operands, is_elementwise, op_name
-from bnn_compiler.element_selection import selected_operands
-from bnn_compiler.value_sets import ValueSetAnalysis
+from bnn_compiler.recognition.element_selection import selected_operands
+from bnn_compiler.recognition.value_sets import ValueSetAnalysis
 
 
 def soft_signs(activation: relax.Expr, analysis: ValueSetAnalysis) -> list[Var]:

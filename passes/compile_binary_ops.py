@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tvm
 
-from bnn_compiler.kernel_choice import ChoiceOptions
+from bnn_compiler.kernels.kernel_choice import ChoiceOptions
 from bnn_compiler.options import Algorithm, SignZero
 from bnn_compiler.target import target_in_scope
 

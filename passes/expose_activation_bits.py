@@ -28,7 +28,7 @@ import tvm_ffi
 from tvm import relax
 from tvm.ir import Call, GlobalVar, Var
 
-from bnn_compiler.layer_kernels import GIVES_BITS_ATTR
+from bnn_compiler.kernels.layer_kernels import GIVES_BITS_ATTR
 
 from .lift_derived_constants import DERIVED_ATTR, DERIVED_PREFIX, derived_of
 

@@ -23,9 +23,9 @@ import tvm
 from tvm import relax
 from tvm.ir import Call
 
-from bnn_compiler.binary_weights import BinaryWeights, analyse_weights
 from bnn_compiler.constants import Array, dtype_of, op_name, static_shape
-from bnn_compiler.value_sets import ValueSet, ValueSetAnalysis
+from bnn_compiler.recognition.binary_weights import BinaryWeights, analyse_weights
+from bnn_compiler.recognition.value_sets import ValueSet, ValueSetAnalysis
 
 from .rewrite_products import Names, move_name, rewrite_products
 

@@ -27,12 +27,12 @@ import tvm
 from tvm import relax
 from tvm.ir import Call, GlobalVar
 
-from bnn_compiler.bits_between_layers import BitFlow, plan_bit_flow
 from bnn_compiler.composites import apply_moves, binary_composites, composite_names, read_composite
 from bnn_compiler.constants import Array
-from bnn_compiler.derived_constant import Constant, DerivedConstant, resident_bytes, stored_bytes, value_of
-from bnn_compiler.kernel_choice import Choice, ChoiceOptions, choose_kernels
-from bnn_compiler.layer_kernels import Kernel, reach_of
+from bnn_compiler.kernels.bits_between_layers import BitFlow, plan_bit_flow
+from bnn_compiler.kernels.derived_constant import Constant, DerivedConstant, resident_bytes, stored_bytes, value_of
+from bnn_compiler.kernels.kernel_choice import Choice, ChoiceOptions, choose_kernels
+from bnn_compiler.kernels.layer_kernels import Kernel, reach_of
 from bnn_compiler.layers import BinaryLayer, BinarySpec, LayerNames, Move
 from bnn_compiler.module_attributes import LAYERS_ATTRIBUTE, read_attribute
 from bnn_compiler.passes.lift_derived_constants import DERIVES_ATTR

@@ -19,9 +19,9 @@ import tvm
 from tvm import relax
 from tvm.ir import Call
 
-from bnn_compiler.binary_weights import BinaryWeights, analyse_weights
 from bnn_compiler.constants import Array, dtype_of, op_name
-from bnn_compiler.value_sets import ValueSetAnalysis
+from bnn_compiler.recognition.binary_weights import BinaryWeights, analyse_weights
+from bnn_compiler.recognition.value_sets import ValueSetAnalysis
 
 from .rewrite_products import Names, move_name, rewrite_products
 

@@ -19,19 +19,19 @@ import tvm
 from tvm import relax
 from tvm.ir import Call, Var
 
-from bnn_compiler.binary_weights import NotBinary
-from bnn_compiler.canonical_form import Match
-from bnn_compiler.code_binarizers import describe_codes
 from bnn_compiler.composites import build_composite
 from bnn_compiler.constants import op_name, static_shape
-from bnn_compiler.epilogue_folding import fold_affine_epilogue
 from bnn_compiler.layers import BinarySpec
-from bnn_compiler.matching import LayerMatcher
 from bnn_compiler.module_attributes import INPUTS_ATTRIBUTE, LAYERS_ATTRIBUTE, NAMES_ATTRIBUTE, read_attribute
 from bnn_compiler.options import Algorithm, SignZero
+from bnn_compiler.recognition.binary_weights import NotBinary
+from bnn_compiler.recognition.canonical_form import Match
+from bnn_compiler.recognition.code_binarizers import describe_codes
+from bnn_compiler.recognition.epilogue_folding import fold_affine_epilogue
+from bnn_compiler.recognition.matching import LayerMatcher
+from bnn_compiler.recognition.threshold_folding import fold_affine_chain
 from bnn_compiler.report import Status
 from bnn_compiler.soft_signs import positive_at_zero, soft_signs
-from bnn_compiler.threshold_folding import fold_affine_chain
 
 _PRODUCTS = (
     "relax.nn.conv1d",

@@ -11,7 +11,7 @@ from tvm import relax
 from tvm.ir import Var
 
 from bnn_compiler.module_attributes import NAMES_ATTRIBUTE, read_attribute
-from bnn_compiler.value_sets import ValueSetAnalysis
+from bnn_compiler.recognition.value_sets import ValueSetAnalysis
 
 Names = dict[str, dict[str, Any]]
 

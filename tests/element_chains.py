@@ -9,7 +9,7 @@ import numpy as np
 from tvm import relax
 from tvm.ir import Var
 
-from bnn_compiler.value_sets import ValueSetAnalysis
+from bnn_compiler.recognition.value_sets import ValueSetAnalysis
 
 op = relax.op
 SHAPE = (1, 4, 5, 6)

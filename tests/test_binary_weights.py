@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bnn_compiler.binary_weights import BinaryWeights, NotBinary, analyse_weights
 from bnn_compiler.constants import Array
+from bnn_compiler.recognition.binary_weights import BinaryWeights, NotBinary, analyse_weights
 
 
 def signs(*shape: int) -> Array:

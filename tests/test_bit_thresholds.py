@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnn_compiler.bit_thresholds import bit_thresholds
-from bnn_compiler.layer_kernels import OutputMap, pack_rule
+from bnn_compiler.kernels.bit_thresholds import bit_thresholds
+from bnn_compiler.kernels.layer_kernels import OutputMap, pack_rule
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.reference import binarise, epilogue_reference
 from tests.binary_specs import binary_conv

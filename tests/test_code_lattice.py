@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bnn_compiler.code_lattice import CodeLattice, fit_codes
+from bnn_compiler.recognition.code_lattice import CodeLattice, fit_codes
 
 THIRD = float(np.float32(1) / np.float32(3))
 TWO_THIRDS = float(np.float32(2) / np.float32(3))

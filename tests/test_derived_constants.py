@@ -13,11 +13,11 @@ import pytest
 from bnn_compiler import artifact
 from bnn_compiler.artifact import read_manifest
 from bnn_compiler.compiled_network import CompiledNetwork
-from bnn_compiler.derived_constant import DerivedConstant
 from bnn_compiler.driver import compile_model
 from bnn_compiler.errors import ArtifactError
 from bnn_compiler.frontend import import_onnx
-from bnn_compiler.kernel_choice import Choice, ChoiceOptions, choose_kernels
+from bnn_compiler.kernels.derived_constant import DerivedConstant
+from bnn_compiler.kernels.kernel_choice import Choice, ChoiceOptions, choose_kernels
 from bnn_compiler.passes import FoldBatchNorm, LowerBinaryOps, PartitionBinaryOps, lower_binary_ops
 from bnn_compiler.report import LayerReport
 from bnn_compiler.runtime import CompiledModel, load

@@ -9,13 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bnn_compiler import kernel_measurement
-from bnn_compiler.bitsliced_layer import BitslicedPlan, TreePlanning, bitsliced_kernels, plan_bitsliced, star_plan
-from bnn_compiler.cost_model import CostModel, load_cost_model
-from bnn_compiler.derived_constant import value_of
-from bnn_compiler.kernel_choice import ChoiceOptions, choose_kernels
-from bnn_compiler.kernel_measurement import Measurement
-from bnn_compiler.kernel_work import ListWork
+from bnn_compiler.kernels import kernel_measurement
+from bnn_compiler.kernels.bitsliced_layer import (
+    BitslicedPlan,
+    TreePlanning,
+    bitsliced_kernels,
+    plan_bitsliced,
+    star_plan,
+)
+from bnn_compiler.kernels.cost_model import CostModel, load_cost_model
+from bnn_compiler.kernels.derived_constant import value_of
+from bnn_compiler.kernels.kernel_choice import ChoiceOptions, choose_kernels
+from bnn_compiler.kernels.kernel_measurement import Measurement
+from bnn_compiler.kernels.kernel_work import ListWork
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.options import Algorithm
 from bnn_compiler.schedules.bitsliced_sizes import make_layout

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bnn_compiler.layer_check import UNIT_ROUNDOFF, check_layer, error_bound, gamma
 from bnn_compiler.layers import BinaryLayer
-from bnn_compiler.reference import Array
+from bnn_compiler.verification.layer_check import UNIT_ROUNDOFF, check_layer, error_bound, gamma
+from bnn_compiler.verification.reference import Array
 
 FAN_IN = 576
 

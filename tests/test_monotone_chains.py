@@ -12,7 +12,7 @@ from tvm import relax
 from tvm.ir import Var
 
 from bnn_compiler.constants import Array, ConstantEvaluator
-from bnn_compiler.monotone_chains import Levels, MonotoneChains
+from bnn_compiler.recognition.monotone_chains import Levels, MonotoneChains
 
 op = relax.op
 CHANNELS = 3

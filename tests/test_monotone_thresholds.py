@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnn_compiler.constants import Array
-from bnn_compiler.monotone_thresholds import solve_thresholds
+from bnn_compiler.recognition.monotone_thresholds import solve_thresholds
 
 FLOATS = st.floats(-1e4, 1e4, width=32).filter(lambda value: value == 0 or abs(value) > 1e-3)
 

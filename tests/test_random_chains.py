@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from tvm import relax
 from tvm.ir import Call, Var
 
-from bnn_compiler.binarizers import Binarizer, plan_binarizer
-from bnn_compiler.binary_weights import NotBinary
 from bnn_compiler.constants import Array, elementwise_operands, evaluate_elementwise
-from bnn_compiler.step_function import MAX_RESIDUE
-from bnn_compiler.value_sets import ValueSet, ValueSetAnalysis
+from bnn_compiler.recognition.binarizers import Binarizer, plan_binarizer
+from bnn_compiler.recognition.binary_weights import NotBinary
+from bnn_compiler.recognition.step_function import MAX_RESIDUE
+from bnn_compiler.recognition.value_sets import ValueSet, ValueSetAnalysis
 from tests.element_chains import Chain, const, residue
 
 op = relax.op

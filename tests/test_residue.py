@@ -9,9 +9,9 @@ import pytest
 from tvm import relax
 from tvm.ir import Var
 
-from bnn_compiler.binarizers import Binarizer, plan_binarizer
-from bnn_compiler.binary_weights import NotBinary
-from bnn_compiler.missing_condition import missing_condition
+from bnn_compiler.recognition.binarizers import Binarizer, plan_binarizer
+from bnn_compiler.recognition.binary_weights import NotBinary
+from bnn_compiler.recognition.missing_condition import missing_condition
 from tests.element_chains import SHAPE, Chain, const, residue
 
 op = relax.op

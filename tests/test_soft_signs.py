@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 import bnn_compiler
-from bnn_compiler.reference import Reference, take_zero_as_plus_one
+from bnn_compiler.verification.reference import Reference, take_zero_as_plus_one
 from tests.frontend.onnx_text import Array, parse, run_onnx
 
 RNG = np.random.default_rng(0)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from bnn_compiler.binarizers import Binarizer, plan_binarizer
-from bnn_compiler.binary_weights import NotBinary
 from bnn_compiler.options import SignZero
-from bnn_compiler.value_sets import ValueSetAnalysis
+from bnn_compiler.recognition.binarizers import Binarizer, plan_binarizer
+from bnn_compiler.recognition.binary_weights import NotBinary
+from bnn_compiler.recognition.value_sets import ValueSetAnalysis
 
 op = relax.op
 Emit = Callable[[relax.Expr], relax.Expr]

@@ -13,9 +13,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from bnn_compiler.errors import ModelError, VerificationError
 from bnn_compiler.layers import BinaryLayer
-from bnn_compiler.reference import Array, Reference, expose, extract, sample_feeds, take_zero_as_plus_one
 from bnn_compiler.tensor_spec import TensorSpec
-from bnn_compiler.verify import VerificationResult, verify_model
+from bnn_compiler.verification.reference import Array, Reference, expose, extract, sample_feeds, take_zero_as_plus_one
+from bnn_compiler.verification.verify import VerificationResult, verify_model
 
 SHAPE = (1, 8, 6, 6)
 CHANNELS = 8

@@ -19,7 +19,7 @@ from .context import Context, pass_context, quiet_and_verbose
 from .tree_table import print_trees
 
 if TYPE_CHECKING:
-    from bnn_compiler.layer_signs import LayerSigns
+    from bnn_compiler.recognition.layer_signs import LayerSigns
     from bnn_compiler.trees.channel_tree import ChannelTree
 
 Effort = Literal["fast", "default", "thorough"]
@@ -79,7 +79,7 @@ def tree_command(  # noqa: PLR0917 - click passes keywords
 
     import numpy as np  # noqa: PLC0415
 
-    from bnn_compiler.layer_signs import binary_layer_signs  # noqa: PLC0415
+    from bnn_compiler.recognition.layer_signs import binary_layer_signs  # noqa: PLC0415
     from bnn_compiler.report import to_json  # noqa: PLC0415
     from bnn_compiler.trees.cache_folder import cache_folder  # noqa: PLC0415
     from bnn_compiler.trees.drawing import draw_tree  # noqa: PLC0415

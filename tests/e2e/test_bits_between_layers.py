@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import bnn_compiler
-from bnn_compiler import bitsliced_layer
 from bnn_compiler.errors import VerificationError
-from bnn_compiler.layer_kernels import LayerKernels
+from bnn_compiler.kernels import bitsliced_layer
+from bnn_compiler.kernels.layer_kernels import LayerKernels
 from bnn_compiler.passes import expose_activation_bits
 from bnn_compiler.schedules.isa import Isa
 
@@ -103,6 +103,6 @@ def test_a_wrong_threshold_is_noticed(tmp_path: Path, monkeypatch: pytest.Monkey
 
         return LayerKernels(kernels.algorithm, kernels.stages, kernels.output, bits_for)
 
-    monkeypatch.setattr("bnn_compiler.kernel_choice.bitsliced_kernels", wrong)
+    monkeypatch.setattr("bnn_compiler.kernels.kernel_choice.bitsliced_kernels", wrong)
     with pytest.raises(VerificationError):
         compiled(chain(), tmp_path, "bitsliced")

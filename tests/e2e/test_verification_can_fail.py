@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import bnn_compiler
-from bnn_compiler import kernel_choice
 from bnn_compiler.cli.main import run
-from bnn_compiler.derived_constant import value_of
 from bnn_compiler.errors import VerificationError
-from bnn_compiler.layer_kernels import LayerKernels
+from bnn_compiler.kernels import kernel_choice
+from bnn_compiler.kernels.derived_constant import value_of
+from bnn_compiler.kernels.layer_kernels import LayerKernels
+from bnn_compiler.kernels.popcount_layer import popcount_kernels
 from bnn_compiler.layers import BinarySpec
-from bnn_compiler.popcount_layer import popcount_kernels
 from bnn_compiler.schedules.isa import Isa
 from tests.conftest import ModelFinder
 

@@ -14,8 +14,8 @@ from bnn_compiler.driver import compile_model, lower_model
 from bnn_compiler.frontend import ImportedModel, import_onnx
 from bnn_compiler.options import CompileOptions
 from bnn_compiler.passes import ExposeActivationBits
-from bnn_compiler.reference import Reference, expose, sample_feeds
 from bnn_compiler.target import parse_target
+from bnn_compiler.verification.reference import Reference, expose, sample_feeds
 
 ADDED = {"activation_bits", "layer_0_bits", "layer_1_bits", "layer_2_bits"}
 

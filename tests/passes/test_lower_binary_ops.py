@@ -14,7 +14,7 @@ from tvm import relax
 from bnn_compiler.composites import binary_composites
 from bnn_compiler.errors import TargetError
 from bnn_compiler.frontend import import_onnx
-from bnn_compiler.kernel_choice import ChoiceOptions
+from bnn_compiler.kernels.kernel_choice import ChoiceOptions
 from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.passes import CompileBinaryOps, FoldBatchNorm, LowerBinaryOps, PartitionBinaryOps
 from bnn_compiler.target import parse_target

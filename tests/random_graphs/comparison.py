@@ -13,9 +13,9 @@ from bnn_compiler.compiled_network import CompiledNetwork
 from bnn_compiler.driver import lower_model
 from bnn_compiler.frontend import import_onnx
 from bnn_compiler.options import CompileOptions
-from bnn_compiler.reference import Reference, take_zero_as_plus_one
 from bnn_compiler.target import parse_target
-from bnn_compiler.verify import verify_model
+from bnn_compiler.verification.reference import Reference, take_zero_as_plus_one
+from bnn_compiler.verification.verify import verify_model
 
 from .chains import RandomModel
 

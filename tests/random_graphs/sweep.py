@@ -13,7 +13,7 @@ import time
 from random import Random
 
 from bnn_compiler.errors import BnncError
-from bnn_compiler.reference import Reference
+from bnn_compiler.verification.reference import Reference
 from tests.isolation import IsolatedWorker
 
 from .chains import random_model

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bnn_compiler.cli.main import run
-from bnn_compiler.layer_signs import binary_layer_signs
+from bnn_compiler.recognition.layer_signs import binary_layer_signs
 from bnn_compiler.trees.problem import pack_bits, unpack_bits
 from tests.conftest import ModelFinder
 

@@ -12,9 +12,9 @@ from tvm import relax
 from tvm.ir import Call, Var
 
 from bnn_compiler.constants import elementwise_operands, is_elementwise, op_name
-from bnn_compiler.element_selection import selected_operands
-from bnn_compiler.residue import element_wise_chain
-from bnn_compiler.value_sets import MAX_SET_SIZE, ValueSetAnalysis
+from bnn_compiler.recognition.element_selection import selected_operands
+from bnn_compiler.recognition.residue import element_wise_chain
+from bnn_compiler.recognition.value_sets import MAX_SET_SIZE, ValueSetAnalysis
 
 #: The name and operator of a tensor for people: ``'relu_1' (Relu)``.
 Describe = Callable[[Var], str]

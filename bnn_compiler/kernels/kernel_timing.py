@@ -11,8 +11,8 @@ import tvm_ffi
 
 from bnn_compiler.code_generation import code_generation
 from bnn_compiler.constants import Array
-from bnn_compiler.derived_constant import Constant, value_of
-from bnn_compiler.layer_kernels import Kernel, LayerKernels
+from bnn_compiler.kernels.derived_constant import Constant, value_of
+from bnn_compiler.kernels.layer_kernels import Kernel, LayerKernels
 
 Call = Callable[[], object]
 

@@ -23,11 +23,11 @@ from bnn_compiler.constants import (
     prim_value,
     static_shape,
 )
-from bnn_compiler.intervals import EVERYTHING, Interval, apply_to_intervals
-from bnn_compiler.linear_forms import LinearForm, add, scale
+from bnn_compiler.recognition.intervals import EVERYTHING, Interval, apply_to_intervals
+from bnn_compiler.recognition.linear_forms import LinearForm, add, scale
 
 if TYPE_CHECKING:
-    from bnn_compiler.value_sets import ValueSetAnalysis
+    from bnn_compiler.recognition.value_sets import ValueSetAnalysis
 
 # Residues are some twenty operators deep.
 _MAX_DEPTH = 64

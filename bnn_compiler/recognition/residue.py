@@ -36,12 +36,12 @@ from bnn_compiler.constants import (
     op_name,
     static_shape,
 )
-from bnn_compiler.intervals import Interval
-from bnn_compiler.step_function import MAX_RESIDUE, Region, StepFunction
-from bnn_compiler.value_bounds import reaches_value
+from bnn_compiler.recognition.intervals import Interval
+from bnn_compiler.recognition.step_function import MAX_RESIDUE, Region, StepFunction
+from bnn_compiler.recognition.value_bounds import reaches_value
 
 if TYPE_CHECKING:
-    from bnn_compiler.value_sets import ValueSetAnalysis
+    from bnn_compiler.recognition.value_sets import ValueSetAnalysis
 
 COMPARISONS = frozenset(
     f"relax.{name}" for name in ("greater", "greater_equal", "less", "less_equal", "equal", "not_equal")

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bnn_compiler.bit_thresholds import bit_thresholds
 from bnn_compiler.constants import Array
-from bnn_compiler.cost_model import CostModel
-from bnn_compiler.derived_constant import Constant, DerivedConstant
-from bnn_compiler.kernel_work import ListWork
-from bnn_compiler.layer_kernels import (
+from bnn_compiler.kernels.bit_thresholds import bit_thresholds
+from bnn_compiler.kernels.cost_model import CostModel
+from bnn_compiler.kernels.derived_constant import Constant, DerivedConstant
+from bnn_compiler.kernels.kernel_work import ListWork
+from bnn_compiler.kernels.layer_kernels import (
     GIVES_BITS_ATTR,
     Kernel,
     LayerKernels,

@@ -18,7 +18,7 @@ import numpy as np
 from tvm import relax
 from tvm.ir import Call, GlobalVar, Var
 
-from bnn_compiler.layer_kernels import Kernel, LayerKernels, alphabet_of, pack_rule, ring_code
+from bnn_compiler.kernels.layer_kernels import Kernel, LayerKernels, alphabet_of, pack_rule, ring_code
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 

@@ -15,12 +15,12 @@ from tvm import relax
 from tvm.ir import Call, Var
 
 from bnn_compiler.constants import Array, apply_elementwise, dtype_of, op_name, static_shape
-from bnn_compiler.residue import COMPARISONS
-from bnn_compiler.step_function import Evaluate, Padding, StepFunction, cut
-from bnn_compiler.value_bounds import reaches_value
+from bnn_compiler.recognition.residue import COMPARISONS
+from bnn_compiler.recognition.step_function import Evaluate, Padding, StepFunction, cut
+from bnn_compiler.recognition.value_bounds import reaches_value
 
 if TYPE_CHECKING:
-    from bnn_compiler.value_sets import ValueSetAnalysis
+    from bnn_compiler.recognition.value_sets import ValueSetAnalysis
 
 
 def threshold_cut(call: Call, analysis: ValueSetAnalysis) -> StepFunction | None:

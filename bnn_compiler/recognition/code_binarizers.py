@@ -18,12 +18,12 @@ import numpy as np
 from tvm import relax
 from tvm.ir import Call, Var
 
-from bnn_compiler.binarizers import Binarizer, two_valued_alphabet
-from bnn_compiler.code_lattice import MOST_CODE
 from bnn_compiler.constants import dtype_of, op_name, static_shape
 from bnn_compiler.layers import BinarySpec
-from bnn_compiler.monotone_chains import Levels, MonotoneChains
-from bnn_compiler.value_sets import ValueSet
+from bnn_compiler.recognition.binarizers import Binarizer, two_valued_alphabet
+from bnn_compiler.recognition.code_lattice import MOST_CODE
+from bnn_compiler.recognition.monotone_chains import Levels, MonotoneChains
+from bnn_compiler.recognition.value_sets import ValueSet
 
 _MOVES = ("relax.permute_dims", "relax.reshape", "relax.flatten", "relax.expand_dims", "relax.squeeze")
 

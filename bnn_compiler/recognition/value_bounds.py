@@ -10,14 +10,14 @@ import numpy as np
 from tvm import relax
 from tvm.ir import Call, Var
 
-from bnn_compiler.binary_weights import BinaryWeights, analyse_weights
 from bnn_compiler.constants import BINARY, Array, dtype_of, elementwise_operands, op_name, prim_value, static_shape
-from bnn_compiler.element_selection import selected_operands
-from bnn_compiler.intervals import EVERYTHING, Interval, apply_to_intervals
-from bnn_compiler.step_function import MAX_RESIDUE
+from bnn_compiler.recognition.binary_weights import BinaryWeights, analyse_weights
+from bnn_compiler.recognition.element_selection import selected_operands
+from bnn_compiler.recognition.intervals import EVERYTHING, Interval, apply_to_intervals
+from bnn_compiler.recognition.step_function import MAX_RESIDUE
 
 if TYPE_CHECKING:
-    from bnn_compiler.value_sets import ValueSetAnalysis
+    from bnn_compiler.recognition.value_sets import ValueSetAnalysis
 
 _MAX_DEPTH = 32
 # Σ|x·w| up to here is an exact float32 whatever the order of summation.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnn_compiler.constants import Array
-from bnn_compiler.layer_kernels import OutputMap, pack_rule
+from bnn_compiler.kernels.layer_kernels import OutputMap, pack_rule
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.schedules.popcount import planes
 from bnn_compiler.schedules.reference import binarise, epilogue_reference

@@ -16,11 +16,11 @@ import numpy as np
 from tvm import relax
 from tvm.ir import Call, Var
 
-from bnn_compiler.binarizers import Binarizer
-from bnn_compiler.binary_weights import NotBinary
-from bnn_compiler.code_lattice import fit_codes
 from bnn_compiler.constants import Array, op_name, static_shape
 from bnn_compiler.layers import BinarySpec, Move
+from bnn_compiler.recognition.binarizers import Binarizer
+from bnn_compiler.recognition.binary_weights import NotBinary
+from bnn_compiler.recognition.code_lattice import fit_codes
 from bnn_compiler.schedules.geometry import ConvGeometry
 
 

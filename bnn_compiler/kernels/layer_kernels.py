@@ -21,7 +21,7 @@ import numpy as np
 from tvm import tirx
 
 from bnn_compiler.constants import Array
-from bnn_compiler.derived_constant import Constant
+from bnn_compiler.kernels.derived_constant import Constant
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.pack import pack_conv_activations, pack_dense_activations

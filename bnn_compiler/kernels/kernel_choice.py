@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from bnn_compiler.bitsliced_layer import (
+from bnn_compiler.kernels.bitsliced_layer import (
     BitslicedPlan,
     TreePlanning,
     bitsliced_kernels,
@@ -28,12 +28,12 @@ from bnn_compiler.bitsliced_layer import (
     plan_bitsliced,
     star_plan,
 )
-from bnn_compiler.cost_model import CostModel, load_cost_model
-from bnn_compiler.kernel_measurement import Measurement, measured_nanoseconds
-from bnn_compiler.layer_kernels import LayerKernels, alphabet_of
+from bnn_compiler.kernels.cost_model import CostModel, load_cost_model
+from bnn_compiler.kernels.kernel_measurement import Measurement, measured_nanoseconds
+from bnn_compiler.kernels.layer_kernels import LayerKernels, alphabet_of
+from bnn_compiler.kernels.popcount_layer import popcount_kernels
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.options import Algorithm
-from bnn_compiler.popcount_layer import popcount_kernels
 from bnn_compiler.report import CandidateReport, ChoiceReport, TreeReport
 from bnn_compiler.schedules.isa import Isa
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import onnxruntime
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from .errors import ModelError
-from .tensor_spec import TensorSpec
+from bnn_compiler.errors import ModelError
+from bnn_compiler.tensor_spec import TensorSpec
 
 Array = npt.NDArray[Any]
 

@@ -17,9 +17,9 @@ from typing import Protocol
 import numpy as np
 from onnx import ModelProto
 
-from .layer_check import LayerCheck, check_layer
-from .layers import BinaryLayer
-from .reference import Array, Reference, expose, node_activation
+from bnn_compiler.layers import BinaryLayer
+from bnn_compiler.verification.layer_check import LayerCheck, check_layer
+from bnn_compiler.verification.reference import Array, Reference, expose, node_activation
 
 FIRST_FLIPS = 2
 FIRST_FLIP_SHARE = 1e-3

@@ -21,9 +21,9 @@ from tvm.ir import Call, Var
 
 from bnn_compiler.constants import BINARY, Array, apply_elementwise, op_name, static_shape
 from bnn_compiler.layers import BinarySpec
-from bnn_compiler.matching import LayerMatcher
-from bnn_compiler.monotone_thresholds import solve_thresholds
-from bnn_compiler.value_sets import ValueSetAnalysis
+from bnn_compiler.recognition.matching import LayerMatcher
+from bnn_compiler.recognition.monotone_thresholds import solve_thresholds
+from bnn_compiler.recognition.value_sets import ValueSetAnalysis
 
 _AFFINE = ("relax.multiply", "relax.add", "relax.subtract", "relax.divide")
 _ONE_SIDED = {"ge": np.greater_equal, "gt": np.greater, "le": np.less_equal, "lt": np.less}

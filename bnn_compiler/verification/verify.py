@@ -2,7 +2,7 @@
 
 *Layer by layer.* ONNX Runtime runs the network without graph optimisation; each binary layer of the artifact is then
 fed ONNX Runtime's own input of that layer and must reproduce ONNX Runtime's output, exactly in the sense of
-:mod:`bnn_compiler.layer_check`.
+:mod:`bnn_compiler.verification.layer_check`.
 
 *End to end.* Outputs are compared on ``INPUTS`` inputs with the plain network in ONNX Runtime.
 
@@ -17,8 +17,8 @@ fed ONNX Runtime's own input of that layer and must reproduce ONNX Runtime's out
   outputs by more than any tolerance for rounding. So an input may be beyond tolerance if a sign flipped on it, by no
   more than ``FLIP_TOLERANCE``, and at most half of the inputs may; wrong float glue would show on every input.
 
-*Sign flips* are counted as :mod:`bnn_compiler.inner_tensors` says, and in the first layer that has any there may be no
-more of them than rounding explains. What comes after it may be chaotic.
+*Sign flips* are counted as ``inner_tensors`` says, and in the first layer that has any there may be no more of them
+than rounding explains. What comes after it may be chaotic.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from typing import Protocol
 import numpy as np
 from onnx import ModelProto
 
-from .errors import ModelError, VerificationError
-from .frontend.half_precision import uses_half_precision
-from .inner_tensors import Feeds, FlipCheck, InnerTensors, Runnable
-from .layer_check import LayerCheck
-from .layers import BinaryLayer
-from .reference import Array, Reference, sample_feeds, take_zero_as_plus_one
-from .report import OutputCheckReport, VerificationReport
-from .tensor_spec import TensorSpec
+from bnn_compiler.errors import ModelError, VerificationError
+from bnn_compiler.frontend.half_precision import uses_half_precision
+from bnn_compiler.layers import BinaryLayer
+from bnn_compiler.report import OutputCheckReport, VerificationReport
+from bnn_compiler.tensor_spec import TensorSpec
+from bnn_compiler.verification.inner_tensors import Feeds, FlipCheck, InnerTensors, Runnable
+from bnn_compiler.verification.layer_check import LayerCheck
+from bnn_compiler.verification.reference import Array, Reference, sample_feeds, take_zero_as_plus_one
 
 INPUTS = 4
 RELATIVE_TOLERANCE = 1e-4

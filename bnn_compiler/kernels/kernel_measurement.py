@@ -22,13 +22,13 @@ import numpy as np
 import tvm
 
 import bnn_compiler.schedules
-from bnn_compiler import bitsliced_layer, layer_kernels, popcount_layer
 from bnn_compiler.atomic_file import atomic_write
 from bnn_compiler.bench import Call, cpu_name, time_in_turn
-from bnn_compiler.bitsliced_layer import TreePlanning
 from bnn_compiler.errors import BnncError
-from bnn_compiler.kernel_timing import stage_calls
-from bnn_compiler.layer_kernels import LayerKernels
+from bnn_compiler.kernels import bitsliced_layer, layer_kernels, popcount_layer
+from bnn_compiler.kernels.bitsliced_layer import TreePlanning
+from bnn_compiler.kernels.kernel_timing import stage_calls
+from bnn_compiler.kernels.layer_kernels import LayerKernels
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.worker_threads import use_threads

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bnn_compiler.kernel_work import ListWork, Work, counting_work, pack_work, planes_work, popcount_work
+from bnn_compiler.kernels.kernel_work import ListWork, Work, counting_work, pack_work, planes_work, popcount_work
 from bnn_compiler.schedules.bit_planes import PlaneLayout
 from bnn_compiler.schedules.channel_program import LONG_BLOCK, SHORT_BLOCK
 from bnn_compiler.schedules.geometry import ConvGeometry

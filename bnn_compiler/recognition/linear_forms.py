@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bnn_compiler.constants import Array
-from bnn_compiler.intervals import Interval
+from bnn_compiler.recognition.intervals import Interval
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,11 +22,11 @@ import numpy as np
 from tvm import relax
 from tvm.ir import Call, Var
 
-from bnn_compiler.binary_weights import NotBinary
 from bnn_compiler.constants import Array, dtype_of
 from bnn_compiler.options import SignZero
-from bnn_compiler.step_function import Padding, Region, StepFunction
-from bnn_compiler.value_sets import ValueSet
+from bnn_compiler.recognition.binary_weights import NotBinary
+from bnn_compiler.recognition.step_function import Padding, Region, StepFunction
+from bnn_compiler.recognition.value_sets import ValueSet
 
 Alphabet = Literal["bipolar", "unsigned", "affine", "ternary", "codes"]
 # Index: which of (below, equal, above) are high. The second name also holds for NaN.

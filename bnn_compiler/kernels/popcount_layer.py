@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bnn_compiler.bit_thresholds import bit_thresholds
-from bnn_compiler.layer_kernels import (
+from bnn_compiler.kernels.bit_thresholds import bit_thresholds
+from bnn_compiler.kernels.layer_kernels import (
     GIVES_BITS_ATTR,
     Kernel,
     LayerKernels,

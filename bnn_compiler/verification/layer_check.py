@@ -30,10 +30,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .layers import BinaryLayer
-from .reference import Array
-from .report import LayerCheckReport
-from .step_function import MAX_RESIDUE
+from bnn_compiler.layers import BinaryLayer
+from bnn_compiler.recognition.step_function import MAX_RESIDUE
+from bnn_compiler.report import LayerCheckReport
+from bnn_compiler.verification.reference import Array
 
 UNIT_ROUNDOFF = 2.0**-24
 RESIDUE = 2.0**-20

@@ -23,19 +23,19 @@ import numpy as np
 from tvm import relax
 from tvm.ir import Call, Var
 
-from bnn_compiler.binarizers import Binarizer, plan_binarizer
-from bnn_compiler.binary_weights import BinaryWeights, NotBinary, analyse_weights
-from bnn_compiler.canonical_form import Match, canonical_convolution, canonical_product
-from bnn_compiler.code_binarizers import CodePlanner
-from bnn_compiler.code_lattice import fit_codes
 from bnn_compiler.constants import Array, dtype_of, op_name, static_shape
-from bnn_compiler.element_selection import Functions
 from bnn_compiler.layers import LayerNames
-from bnn_compiler.missing_condition import missing_condition
-from bnn_compiler.monotone_chains import MonotoneChains
 from bnn_compiler.options import SignZero
+from bnn_compiler.recognition.binarizers import Binarizer, plan_binarizer
+from bnn_compiler.recognition.binary_weights import BinaryWeights, NotBinary, analyse_weights
+from bnn_compiler.recognition.canonical_form import Match, canonical_convolution, canonical_product
+from bnn_compiler.recognition.code_binarizers import CodePlanner
+from bnn_compiler.recognition.code_lattice import fit_codes
+from bnn_compiler.recognition.element_selection import Functions
+from bnn_compiler.recognition.missing_condition import missing_condition
+from bnn_compiler.recognition.monotone_chains import MonotoneChains
+from bnn_compiler.recognition.value_sets import ValueSetAnalysis
 from bnn_compiler.report import Status
-from bnn_compiler.value_sets import ValueSetAnalysis
 
 
 class LayerMatcher:

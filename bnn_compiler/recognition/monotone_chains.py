@@ -39,7 +39,7 @@ from bnn_compiler.constants import (
     op_name,
     static_shape,
 )
-from bnn_compiler.monotone_thresholds import float_at, order_of
+from bnn_compiler.recognition.monotone_thresholds import float_at, order_of
 
 _RISING = {"relax.sign", "relax.floor", "relax.ceil", "relax.round", "relax.nn.relu", "relax.clip", "relax.astype"}
 _FALLING = {"relax.negative", "relax.logical_not"}

@@ -17,7 +17,7 @@ from tvm.ir import Call, Var
 
 from bnn_compiler.constants import Array, op_name, static_shape
 from bnn_compiler.layers import BinarySpec
-from bnn_compiler.matching import LayerMatcher
+from bnn_compiler.recognition.matching import LayerMatcher
 
 
 def fold_affine_epilogue(

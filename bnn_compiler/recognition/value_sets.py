@@ -26,13 +26,13 @@ from bnn_compiler.constants import (
     op_name,
     static_shape,
 )
-from bnn_compiler.element_selection import Functions, selected_operands
-from bnn_compiler.intervals import Interval, apply_to_intervals
-from bnn_compiler.region_values import RegionValues
-from bnn_compiler.residue import COMPARISONS, compared_tensors, find_residue
-from bnn_compiler.step_function import Padding, StepFunction, combine
-from bnn_compiler.threshold_cuts import spatial_padding, threshold_cut
-from bnn_compiler.value_bounds import ValueBounds
+from bnn_compiler.recognition.element_selection import Functions, selected_operands
+from bnn_compiler.recognition.intervals import Interval, apply_to_intervals
+from bnn_compiler.recognition.region_values import RegionValues
+from bnn_compiler.recognition.residue import COMPARISONS, compared_tensors, find_residue
+from bnn_compiler.recognition.step_function import Padding, StepFunction, combine
+from bnn_compiler.recognition.threshold_cuts import spatial_padding, threshold_cut
+from bnn_compiler.recognition.value_bounds import ValueBounds
 
 # A set larger than this is no alphabet of a few-bit activation; 16 = 4 bits.
 MAX_SET_SIZE = 16
