@@ -133,6 +133,7 @@ class VerificationReport(TypedDict):
     seed: int
     inputs: int
     integer_only: bool
+    exact_sums: bool
     sign_flips: int | None
     reference_sign_flips: int
     layers: list[LayerCheckReport]

@@ -37,6 +37,7 @@ from bnn_compiler.frontend.half_precision import uses_half_precision
 from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.report import OutputCheckReport, VerificationReport
 from bnn_compiler.tensor_spec import TensorSpec
+from bnn_compiler.verification.exact_sums import with_exact_sums
 from bnn_compiler.verification.inner_tensors import Feeds, FlipCheck, InnerTensors, Runnable
 from bnn_compiler.verification.layer_check import LayerCheck
 from bnn_compiler.verification.reference import Array, Reference, sample_feeds, take_zero_as_plus_one
@@ -94,6 +95,7 @@ class VerificationResult:
     reference_sign_flips: int
     flips: tuple[tuple[FlipCheck, ...], ...] = ()
     """Per input, its layers with flips, in order; no entry per input where the artifact does not show activations."""
+    exact_sums: bool = False
     skipped: tuple[str, ...] = ()
     """Binary layers that could only be compared as parts of the network: their tensors have no names in the model."""
 
@@ -147,6 +149,7 @@ class VerificationResult:
             "seed": self.seed,
             "inputs": self.inputs,
             "integer_only": self.integer_only,
+            "exact_sums": self.exact_sums,
             "sign_flips": self.sign_flips,
             "reference_sign_flips": self.reference_sign_flips,
             "layers": [layer.to_report() for layer in self.layers],
@@ -165,6 +168,7 @@ def verify_model(
     original: ModelProto | None = None,
     zero_as_plus_one: Collection[str] = (),
     float_layers: int = 0,
+    exact_sums: bool = False,
     progress: Callable[[float], None] = lambda _: None,
 ) -> VerificationResult:
     """Compare ``compiled`` with ONNX Runtime; the result says whether they agree, nothing is raised for that.
@@ -175,15 +179,22 @@ def verify_model(
     and where it computes in half precision: roundings that the compiled network leaves out move values across
     thresholds, as far from them as 2^-11.
     ``zero_as_plus_one`` names the tensors whose ``Sign`` was compiled with Sign(0) = +1. ``float_layers`` is the
-    number of layers that are neither binary nor binary-weight.
+    number of layers that are neither binary nor binary-weight. ``exact_sums`` takes the imported network with the
+    sums of its binary layers exact (:mod:`bnn_compiler.verification.exact_sums`) for the reference.
 
     Raises:
         ModelError: ONNX Runtime cannot run the network.
     """
     count = INPUTS if feeds is None else len(feeds)
     model = take_zero_as_plus_one(imported.onnx_model, zero_as_plus_one)
+    if exact_sums:
+        model = with_exact_sums(model, [layer.name for layer in layers])
     inner = InnerTensors(compiled, model, layers)
-    network = _whole_network(model, original, zero_as_plus_one)
+    if exact_sums:
+        plain = Reference(model, optimise=False)  # optimised, the scales would become parts of the weights again
+        network = plain, plain
+    else:
+        network = _whole_network(model, original, zero_as_plus_one)
     checks: tuple[LayerCheck, ...] = ()
     reference_flips = 0
     flips: list[tuple[FlipCheck, ...]] = []
@@ -207,7 +218,9 @@ def verify_model(
     outputs = tuple(
         _judge(name, pairs, integer_only, half=actual[name].dtype == np.float16) for name, pairs in errors.items()
     )
-    return VerificationResult(seed, count, integer_only, checks, outputs, reference_flips, tuple(flips), inner.skipped)
+    return VerificationResult(
+        seed, count, integer_only, checks, outputs, reference_flips, tuple(flips), exact_sums, inner.skipped
+    )
 
 
 def _whole_network(
