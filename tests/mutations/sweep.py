@@ -57,6 +57,7 @@ def main() -> int:
         found += len(findings)
         for line in findings:
             print(line, flush=True)
+        print(f"{total.total()} cases", file=sys.stderr, flush=True)
     print(f"{total.total()} cases in {time.monotonic() - start:.0f} s: {dict(total)}")
     return 1 if found else 0
 

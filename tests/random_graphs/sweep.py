@@ -55,6 +55,8 @@ def main() -> int:
                 skipped += options.chains
             else:
                 graphs += options.chains
+            if index % 20 == 19:
+                print(f"{graphs} graphs", file=sys.stderr, flush=True)
             if answer:
                 findings += not answer.startswith("skipped")
                 print(f"seed {seed}: {answer}", flush=True)
