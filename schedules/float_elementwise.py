@@ -35,8 +35,10 @@ def schedule_elementwise(function: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
         if _is_epilogue(schedule, block):
             schedule.unannotate(block, EPILOGUE_ATTR)
             inner = schedule.get_loops(block)[-1]
-            # A loop with more in it than the store is the kernel's own.
-            if isinstance(schedule.get(inner).body, SBlockRealize):
+            # A loop with more in it than the store is the kernel's own. A result of one column is no vector, though
+            # the tile is: TVM's vectoriser fails on a let in such a loop (sigmoid of one logit).
+            columns = schedule.get(block).iter_vars[-1].dom.extent
+            if isinstance(schedule.get(inner).body, SBlockRealize) and int(columns) > 1:
                 schedule.annotate(inner, _VECTORIZE_ATTR, lanes)
         else:
             _schedule_block(schedule, block, lanes)
