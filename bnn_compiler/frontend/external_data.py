@@ -65,7 +65,9 @@ def _inside(directory: Path, location: str, what: str) -> Path:
     except FileNotFoundError as error:
         raise ModelError(f"{what} is missing: no such file in {str(directory)!r}") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links, before Python 3.13
-        raise ModelError(f"{what} cannot be opened: {error}") from error
+        # An OSError's text repeats the path, however long it is.
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ModelError(f"{what} cannot be opened: {reason}") from error
     if not path.is_relative_to(root):  # 3
         raise ModelError(f"{what} is refused: a symbolic link leads out of the model's directory")
     if not path.is_file():  # 4
