@@ -36,7 +36,7 @@ from bnn_compiler.schedules.kernel_builder import (
     workspace,
 )
 from bnn_compiler.schedules.padding_ring import copy_into_ring
-from bnn_compiler.schedules.popcount import WORD_BITS, is_bipolar, words_per
+from bnn_compiler.schedules.popcount import WORD_BITS, code_step, words_per
 from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 
 
@@ -54,7 +54,7 @@ def bitsliced_conv2d_bits_constants(
     Channel c gives the bits [z >= thresholds[c]], or their opposites where ``inverted[c]``.
     """
     offsets, *pixel_class = bitsliced_conv2d_constants(layout, signs, zero_padded=zero_padded, zero=zero)
-    half = 2 if is_bipolar(layout.alphabet) else 1
+    half = code_step(layout.alphabet)
     bits = counter_bits(layout.geometry, layout.alphabet)
     if not pixel_class:
         return (threshold_table(thresholds, inverted, offsets, bits=bits, half=half),)

@@ -13,7 +13,7 @@ from bnn_compiler.schedules.bit_unslice import unslice_order
 from bnn_compiler.schedules.channel_program import LONG_BLOCK, ChannelProgram
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa
-from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, code_bits, is_bipolar
+from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, code_bits, code_step
 
 #: Plane additions from which threads share a layer: about 40 microseconds.
 _PARALLEL_PLANES = 1 << 17
@@ -58,7 +58,7 @@ class BitslicedSizes:
     @property
     def factor(self) -> int:
         """f of the module's identity."""
-        return 4 if is_bipolar(self.layout.alphabet) else 2
+        return 2 * code_step(self.layout.alphabet)
 
 
 def make_sizes(

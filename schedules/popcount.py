@@ -74,6 +74,11 @@ def is_bipolar(alphabet: Alphabet) -> bool:
     return alphabet.startswith("bipolar")
 
 
+def code_step(alphabet: Alphabet) -> int:
+    """c of the module's docstring: what a step of the code is in z."""
+    return 2 if is_bipolar(alphabet) else 1
+
+
 def default_zero(alphabet: Alphabet) -> int:
     """What c·code is where an activation is 0, unless a layer says otherwise: bipolar codes are symmetric about 0."""
     return (1 << code_bits(alphabet)) - 1 if is_bipolar(alphabet) else 0
@@ -97,8 +102,7 @@ def channel_offsets(signs: NDArray[np.bool_], alphabet: Alphabet, zero: int) -> 
     weights = signs[0].size
     if alphabet == "ternary":
         return np.full(len(signs), common_offset(alphabet, weights), np.int32)
-    step = 2 if is_bipolar(alphabet) else 1
-    offsets = step * ((1 << code_bits(alphabet)) - 1) * plus - zero * (2 * plus - weights)
+    offsets = code_step(alphabet) * ((1 << code_bits(alphabet)) - 1) * plus - zero * (2 * plus - weights)
     return np.asarray(offsets.astype(np.int32))
 
 

@@ -7,7 +7,8 @@ them are copied into the reader's packed activation, padding ring included.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +33,8 @@ from bnn_compiler.schedules.kernel_builder import (
     workspace,
 )
 from bnn_compiler.schedules.padding_ring import copy_into_ring
-from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, common_offset, default_zero, is_bipolar
-from bnn_compiler.schedules.popcount_conv import ConvEmitter, popcount_conv2d_constants
+from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, code_step, common_offset, default_zero
+from bnn_compiler.schedules.popcount_conv import ConvEmitter
 from bnn_compiler.schedules.popcount_conv_plan import PopcountPlan, conv_bits_shape
 
 _HALF_BITS = WORD_BITS // 2
@@ -46,23 +47,21 @@ def can_read_bits(reader: ConvGeometry) -> bool:
 
 def popcount_conv2d_bits_constants(
     geometry: ConvGeometry,
-    signs: NDArray[np.bool_],
+    constants: Sequence[NDArray[Any]],
     thresholds: NDArray[np.int64],
     inverted: NDArray[np.bool_],
     *,
     alphabet: Alphabet,
-    zero_padded: bool,
-    zero: int | None = None,
 ) -> tuple[NDArray[np.generic], ...]:
     """Weights, bounds Q int32 [O, classes], ``inverted`` int32 [O] and, under a border correction, the pixels' classes.
 
-    Channel c gives the bits [z >= thresholds[c]], or their opposites where ``inverted[c]``.
+    ``constants`` are those of ``popcount_conv2d_constants``. Channel c gives the bits [z >= thresholds[c]], or their
+    opposites where ``inverted[c]``.
     """
-    weights, *tables = popcount_conv2d_constants(geometry, signs, alphabet=alphabet, zero_padded=zero_padded, zero=zero)
-    common = np.full((len(signs), 1), common_offset(alphabet, signs[0].size), np.int64)
-    offsets = tables[0].astype(np.int64) if tables else common
-    step = 2 if is_bipolar(alphabet) else 1
-    bounds = (offsets - thresholds.reshape(-1, 1)) // step
+    weights, *tables = constants
+    fan_in = geometry.group_in_channels * geometry.kernel[0] * geometry.kernel[1]
+    offsets = tables[0].astype(np.int64) if tables else common_offset(alphabet, fan_in)
+    bounds = (offsets - thresholds.reshape(-1, 1)) // code_step(alphabet)
     return weights, bounds.astype(np.int32), inverted.astype(np.int32), *tables[1:]
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.pack_rule import PackRule, Predicate
 from bnn_compiler.schedules.pack_weights import strided_order
-from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, default_zero, is_bipolar, planes, words_per
+from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, code_step, default_zero, planes, words_per
 
 FloatArray = NDArray[Any]
 UInt64Array = NDArray[np.uint64]
@@ -114,8 +114,7 @@ def values_of(bits: list[BoolArray], alphabet: Alphabet, zero: int | None = None
     if alphabet == "ternary":
         return bits[0].astype(np.int32) - bits[1].astype(np.int32)
     code = sum((plane.astype(np.int32) << index for index, plane in enumerate(bits)), np.zeros((), np.int32))
-    step = 2 if is_bipolar(alphabet) else 1
-    return np.asarray(step * code - (default_zero(alphabet) if zero is None else zero), np.int32)
+    return np.asarray(code_step(alphabet) * code - (default_zero(alphabet) if zero is None else zero), np.int32)
 
 
 def conv2d_reference(

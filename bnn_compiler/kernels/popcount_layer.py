@@ -32,36 +32,16 @@ from bnn_compiler.schedules.popcount_dense import popcount_dense, popcount_dense
 def popcount_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
     """Build the popcount kernels of a layer for one instruction set."""
     signs = spec.binary_weights.signs
-    alphabet = alphabet_of(spec)
-    zero = zero_of(spec)
     mapped = output_map(spec)
-    has_scale, has_bias = mapped.scaled is not None, mapped.bias is not None
+    codes: dict[str, Any] = {"alphabet": alphabet_of(spec), "zero": zero_of(spec)}
+    epilogue: dict[str, Any] = {"has_scale": mapped.scaled is not None, "has_bias": mapped.bias is not None, "isa": isa}
     if spec.geometry is not None:
-        zero_padded = needs_correction(spec)
-        function = popcount_conv2d(
-            spec.geometry,
-            alphabet=alphabet,
-            zero_padded=zero_padded,
-            has_scale=has_scale,
-            has_bias=has_bias,
-            isa=isa,
-            zero=zero,
-        )
-        constants = popcount_conv2d_constants(
-            spec.geometry, signs, alphabet=alphabet, zero_padded=zero_padded, zero=zero
-        )
+        codes["zero_padded"] = needs_correction(spec)
+        function = popcount_conv2d(spec.geometry, **codes, **epilogue)
+        constants = popcount_conv2d_constants(spec.geometry, signs, **codes)
     else:
-        function = popcount_dense(
-            spec.rows,
-            spec.fan_in,
-            spec.out_channels,
-            alphabet=alphabet,
-            has_scale=has_scale,
-            has_bias=has_bias,
-            isa=isa,
-            zero=zero,
-        )
-        constants = popcount_dense_constants(signs, alphabet=alphabet, zero=zero)
+        function = popcount_dense(spec.rows, spec.fan_in, spec.out_channels, **codes, **epilogue)
+        constants = popcount_dense_constants(signs, **codes)
     product = Kernel(function, (*constants, *mapped.arguments), spec.output_shape, "float32")
 
     def bits_for(reader: BinarySpec) -> tuple[Kernel, ...] | None:
@@ -71,12 +51,11 @@ def popcount_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
         found = bit_thresholds(mapped, spec.fan_in * largest_activation(spec), reader, fused=isa.fused_multiply_add)
         if found is None:
             return None
-        options: dict[str, Any] = {"alphabet": alphabet, "zero_padded": needs_correction(spec), "zero": zero}
-        bounds = popcount_conv2d_bits_constants(geometry, signs, found.bounds, found.inverted, **options)
-        count = popcount_conv2d_bits(geometry, read, pad_bit=ring_code(reader), isa=isa, **options)
+        bounds = popcount_conv2d_bits_constants(
+            geometry, constants, found.bounds, found.inverted, alphabet=codes["alphabet"]
+        )
+        count = popcount_conv2d_bits(geometry, read, pad_bit=ring_code(reader), isa=isa, **codes)
         shape = conv_bits_shape(read, alphabet_of(reader))
-        # The weights are those of the kernel that gives floats.
-        counted = Kernel(count.with_attr(GIVES_BITS_ATTR, 1), (constants[0], *bounds[1:]), shape, "uint64")
-        return (counted,)
+        return (Kernel(count.with_attr(GIVES_BITS_ATTR, 1), bounds, shape, "uint64"),)
 
     return LayerKernels("popcount", (pack_kernel(spec, isa), product), mapped, bits_for)

@@ -79,7 +79,9 @@ def run_guarded(cpu: str, side: str) -> None:
         reader = reader_of(geometry, pads=(1, 0, 2, 1))
         options: dict[str, Any] = {"alphabet": padding.alphabet, "zero_padded": padding.zero_padded}
         popcount_constants = popcount_conv2d_constants(geometry, signs, **options)
-        bounds = popcount_conv2d_bits_constants(geometry, signs, thresholds, thresholds > 2, **options)
+        bounds = popcount_conv2d_bits_constants(
+            geometry, popcount_constants, thresholds, thresholds > 2, alphabet=padding.alphabet
+        )
         parameters = list(rng.standard_normal((2, geometry.out_channels)).astype(np.float32))
         kernels = CompiledKernels(
             cpu,

@@ -11,6 +11,7 @@ import pytest
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.pack_rule import PackRule
+from bnn_compiler.schedules.popcount_conv import popcount_conv2d_constants
 from bnn_compiler.schedules.popcount_conv_bits import popcount_conv2d_bits, popcount_conv2d_bits_constants
 from bnn_compiler.schedules.reference import binarise, conv2d_reference, pack_conv_reference, values_of
 from tests.schedules.bitsliced_harness import random_layer, random_signs, random_thresholds, reader_of
@@ -45,7 +46,10 @@ class Case:
             z = conv2d_reference(writer, values, signs, source.padding)
             options |= {"zero_padded": source.pad_code is None, "zero": source.zero}
         thresholds, inverted = random_thresholds(z, rng), rng.random(len(signs)) < 0.3
-        self.constants = popcount_conv2d_bits_constants(writer, signs, thresholds, inverted, **options)
+        constants = popcount_conv2d_constants(writer, signs, **options)
+        self.constants = popcount_conv2d_bits_constants(
+            writer, constants, thresholds, inverted, alphabet=source.alphabet
+        )
         pad_bit = seed % 2
         reader = reader_of(writer, pads=READER_PADS[seed % 3])
         self.kernel = popcount_conv2d_bits(writer, reader, pad_bit=pad_bit, isa=isa, **options)
@@ -95,7 +99,13 @@ def test_groups_of_whole_words() -> None:
     signs = random_signs(writer, "random", rng)
     bits, z = random_layer(writer, PADDINGS["unsigned-zero"], signs, rng)
     thresholds = random_thresholds(z, rng)
-    constants = popcount_conv2d_bits_constants(writer, signs, thresholds, thresholds > 10**6, **options)
+    constants = popcount_conv2d_bits_constants(
+        writer,
+        popcount_conv2d_constants(writer, signs, **options),
+        thresholds,
+        thresholds > 10**6,
+        alphabet="unsigned",
+    )
     reader = reader_of(writer, groups=2, pads=(1, 1, 1, 1))
     kernels = CompiledKernels("x86-64", {"k": popcount_conv2d_bits(writer, reader, pad_bit=0, isa=isa, **options)})
     reached = (z >= thresholds.reshape(-1, 1, 1)).astype(np.float32)
