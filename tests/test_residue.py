@@ -115,6 +115,26 @@ def test_undefined_at_zero_is_said() -> None:
     assert exact.reason == "activations_not_two_valued"
 
 
+@pytest.mark.parametrize("pads", [[0, 0, 0, 0, 1, 2, 0, 1], [0, 0, 1, 0, 0, 0, 0, 0]], ids=["spatial", "channels"])
+def test_undefined_at_zero_stays_so_behind_a_pad(pads: list[int]) -> None:
+    found = plan(lambda c: op.negative(c.emit(op.nn.pad(c.emit(divided_by_magnitude(c)), pads, pad_value=-1.0))))
+    assert isinstance(found, Binarizer), found
+    assert (found.low, found.high) == (-1, 1)
+    assert "0/0" in found.remarks
+
+
+def test_comparison_behind_an_undefined_value_is_not_evaluated() -> None:
+    """NaN >= 0 is false in the model, where x/|x| at 0 is taken as +1."""
+
+    def compared(c: Chain) -> relax.Expr:
+        padded = c.emit(op.nn.pad(c.emit(divided_by_magnitude(c)), [0, 0, 0, 0, 1, 1, 1, 1], pad_value=-1.0))
+        return op.where(c.emit(op.greater_equal(padded, const(0))), const(2), const(-2))
+
+    found = plan(compared)
+    assert isinstance(found, Binarizer)
+    assert not found.remarks  # from the set of values {-2, 2}, packed from the values themselves
+
+
 def test_infinite_activations_are_not_binary() -> None:
     """Sign(x) / 0 takes two values, which no kernel can count."""
     found = plan(lambda c: op.divide(c.emit(op.where(c.emit(op.less(c.x, const(0))), const(-1), const(1))), const(0)))

@@ -38,6 +38,8 @@ from bnn_compiler.recognition.value_bounds import ValueBounds
 MAX_SET_SIZE = 16
 _MOVES = {"relax.permute_dims", "relax.reshape", "relax.flatten", "relax.expand_dims", "relax.squeeze"}
 _ROUNDING = {"relax.round", "relax.floor", "relax.ceil"}
+# Of NaN they make NaN: what is undefined stays so.
+_PROPAGATES_NAN = {"relax.negative", "relax.multiply", "relax.divide", "relax.add", "relax.subtract"}
 _KEEPS_SOFT_ZERO = {"relax.negative", "relax.multiply", "relax.divide", "relax.astype"}
 
 
@@ -60,6 +62,10 @@ class ValueSet:
     def is_exact(self) -> bool:
         """Whether every number that the model computes here is one of the values, so that more can be derived."""
         return not self.rounded and not self.undefined
+
+    def is_exact_under(self, name: str) -> bool:
+        """Whether operator ``name`` of the values gives every number that the model computes behind it."""
+        return not self.rounded and (name in _PROPAGATES_NAN or not self.undefined)
 
 
 class ValueSetAnalysis:
@@ -176,7 +182,7 @@ class ValueSetAnalysis:
         if not any(functions):
             return threshold_cut(call, self)
         first = next(function for function in functions if function is not None)
-        if any(entry is not None and not entry.is_exact for entry in known):
+        if not all(entry.is_exact_under(op_name(call)) for entry in known if entry is not None):
             return None  # evaluated from the base upwards instead (``residue``)
         operands: list[StepFunction | Array] = []
         for arg, function in zip(elementwise_operands(call), functions, strict=True):
@@ -198,19 +204,20 @@ class ValueSetAnalysis:
         # While the chain keeps 0 between two opposite values, that 0 still only means Sign(0).
         alone = sum(isinstance(operand, StepFunction) for operand in operands) == 1
         soft = first.soft_zero and alone and result.is_sign_like
-        return replace(result, soft_zero=soft)
+        return replace(result, soft_zero=soft, undefined=any(entry.undefined for entry in known if entry is not None))
 
     def _combine_sets(self, call: Call, name: str) -> ValueSet | None:
         """Cross product of the operands' sets; a comparison of anything is {0, 1}."""
         args = elementwise_operands(call)
         sets = [self.of(arg) for arg in args]
         known = [entry for entry in sets if entry is not None]
-        if any(not entry.is_exact for entry in known) and name not in COMPARISONS:
+        exact = all(entry.is_exact_under(name) for entry in known)
+        if not exact and name not in COMPARISONS:
             return None
         if name == "relax.where":
             choices = [entry.values for entry in sets[1:] if entry is not None]
             return _bounded(frozenset().union(*choices)) if len(choices) == 2 else None
-        if len(known) < len(sets) or any(not entry.is_exact for entry in known):
+        if len(known) < len(sets) or not exact:
             return ValueSet(frozenset({0.0, 1.0})) if name in COMPARISONS else None
         dtypes = [dtype_of(arg) for arg in args]
         # x + x is no sum of two independent values.
@@ -225,7 +232,8 @@ class ValueSetAnalysis:
         # A mask's 0 is a real one.
         hard = [entry for entry in known if not entry.soft_zero]
         soft = name in _KEEPS_SOFT_ZERO and len(hard) == len(known) - 1 and all(0.0 not in e.values for e in hard)
-        return _bounded(frozenset(results), soft_zero=soft)
+        combined = _bounded(frozenset(results), soft_zero=soft)
+        return combined and replace(combined, undefined=any(entry.undefined for entry in known))
 
     def _whole_numbers(self, call: Call, name: str) -> ValueSet | None:
         """Rounding a bounded tensor leaves few integers."""
