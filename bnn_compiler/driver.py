@@ -27,6 +27,7 @@ from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.module_attributes import LAYERS_ATTRIBUTE, read_attribute
 from bnn_compiler.options import CompileOptions
 from bnn_compiler.pipeline import phases, run_phases
+from bnn_compiler.profiling.kernel_table import kernel_table
 from bnn_compiler.report import LayerReport, NoteReport, Report, make_report
 from bnn_compiler.target import CompileTarget, parse_target
 from bnn_compiler.tensor_spec import TensorSpec
@@ -91,6 +92,7 @@ def compile_model(
         "inputs": [_spec_entry(spec) for spec in imported.inputs],
         "outputs": [_spec_entry(spec) for spec in imported.outputs],
         "report": lowered.report,
+        "kernels": kernel_table(lowered.module, imported.onnx_model, lowered.report["layers"]),
     }
     with tempfile.TemporaryDirectory(prefix="bnnc-") as directory:
         library = Path(directory) / "model.so"

@@ -3,6 +3,8 @@
 ``bnnc.names``
     Relax variable name -> ``{"node", "op", "output"}``. ``output`` is the name of the ONNX tensor that the variable
     holds, or null for an inner result of the node: the ``conv2d`` of a ``Conv`` with bias, whose tensor is the ``add``.
+    The names begin with ``onnx_`` from ``NameVariables`` on. ``LowerBinaryOps`` adds the variables of its kernels, with
+    ``role``: ``product`` for the kernel that counts (``output`` is null where it gives bits), ``convert`` for others.
 ``bnnc.inputs``
     Relax parameter name -> ONNX input name, in order.
 ``bnnc.layers``

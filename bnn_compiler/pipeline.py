@@ -17,6 +17,7 @@ from bnn_compiler.passes import (
     FoldBatchNorm,
     LiftDerivedConstants,
     LowerBinaryOps,
+    NameVariables,
     NarrowDoubleProducts,
     PartitionBinaryOps,
     float_pipeline,
@@ -44,7 +45,8 @@ def phases(
     return (
         # Batch-norm becomes multiply-add, so that later phases see one spelling of a per-channel affine map.
         # 3-D convolutions become 2-D ones, and binary products of doubles products of floats: those have kernels.
-        Phase("normalise", (FoldBatchNorm(), FlattenConv3d(), NarrowDoubleProducts())),
+        # Variables take the names of their ONNX tensors, by which everything behind finds them.
+        Phase("normalise", (NameVariables(), FoldBatchNorm(), FlattenConv3d(), NarrowDoubleProducts())),
         # Binary layers become composites that still carry their float semantics; all others get a reason.
         Phase("partition", (PartitionBinaryOps(algorithm=choice.algorithm, sign_zero=sign_zero),)),
         # Composites become calls of kernels, popcount or bit-sliced along a channel tree. Each layer is also a

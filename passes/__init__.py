@@ -13,6 +13,7 @@ from .lift_derived_constants import LiftDerivedConstants
 from .lower_binary_ops import LowerBinaryOps
 from .lower_float_ops import LowerFloatOps
 from .lower_sorts import LowerSorts
+from .name_variables import NameVariables
 from .narrow_double_products import NarrowDoubleProducts
 from .partition_binary_ops import PartitionBinaryOps
 from .schedule_float_kernels import ScheduleFloatKernels
@@ -26,6 +27,7 @@ __all__ = [
     "LowerBinaryOps",
     "LowerFloatOps",
     "LowerSorts",
+    "NameVariables",
     "NarrowDoubleProducts",
     "PartitionBinaryOps",
     "ScheduleFloatKernels",

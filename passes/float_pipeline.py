@@ -6,6 +6,7 @@ import tvm
 from tvm import relax
 
 from .fold_batch_norm import FoldBatchNorm
+from .fuse_named_ops import FuseNamedOps
 from .lift_derived_constants import FUNCTION as DERIVATION
 from .lower_float_ops import LowerFloatOps
 from .lower_sorts import LowerSorts
@@ -49,7 +50,7 @@ def float_pipeline(target: tvm.target.Target) -> list[tvm.transform.Pass]:
         relax.transform.DeadCodeElimination(),
         # Phase 3: elementwise work joins its producer.
         relax.transform.AnnotateTIROpPattern(),
-        relax.transform.FuseOps(),
+        FuseNamedOps(),
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(),
         # Phase 4: loops.

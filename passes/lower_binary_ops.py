@@ -9,7 +9,9 @@
 4. A layer whose result only other layers read, as bits, gives them in ``main`` where its kernels can: the stages of
    ``LayerKernels.bits_for`` stand in place of its product and of its readers' packs. Its report entry then says
    ``gives_bits``; its function ``layer_<i>`` still gives floats.
-5. A derived constant is stored as its value. With ``derive=True`` it becomes a call of the kernel that makes it, with
+5. In ``main`` the calls' variables get names of their own, which ``bnnc.names`` then explains: which layer a kernel
+   belongs to, and whether it counts (``product``) or changes the form of its input or result (``convert``).
+6. A derived constant is stored as its value. With ``derive=True`` it becomes a call of the kernel that makes it, with
    the attribute ``bnnc.derives_constant``, for ``LiftDerivedConstants`` behind this pass.
 
 The kernels are chosen by the target in scope (``with target:``) or the one given.
@@ -34,8 +36,9 @@ from bnn_compiler.kernels.derived_constant import Constant, DerivedConstant, res
 from bnn_compiler.kernels.kernel_choice import Choice, ChoiceOptions, choose_kernels
 from bnn_compiler.kernels.layer_kernels import Kernel, reach_of
 from bnn_compiler.layers import BinaryLayer, BinarySpec, LayerNames, Move
-from bnn_compiler.module_attributes import LAYERS_ATTRIBUTE, read_attribute
+from bnn_compiler.module_attributes import LAYERS_ATTRIBUTE, NAMES_ATTRIBUTE, read_attribute
 from bnn_compiler.passes.lift_derived_constants import DERIVES_ATTR
+from bnn_compiler.passes.name_variables import unique_name
 from bnn_compiler.schedules.isa import Isa, detect_isa
 from bnn_compiler.target import target_in_scope
 
@@ -62,6 +65,9 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         self._derive = derive
         self._constants = _Constants()
         self._shared: dict[tuple[Any, ...], relax.Expr] = {}
+        self._taken = set(read_attribute(module, NAMES_ATTRIBUTE) or ())
+        #: Rule 5: what is to be added to ``bnnc.names``.
+        self.names: dict[str, dict[str, str | None]] = {}
 
     def visit_call_(self, call: Call) -> relax.Expr:
         """Rule 1."""
@@ -88,10 +94,19 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         first = 1 if plan.composite in self._bit_flow.readers else 0
         value = self._moved(builder, x, plan.spec.prefix)
         for kernel in kernels.stages[first:-1]:
-            value = self._call(builder, kernel, value, share=True)
-        for kernel in self._bit_flow.stages.get(plan.composite, (kernels.product,)):
-            value = self._call(builder, kernel, value, share=False)
+            value = self._call(builder, kernel, value, share=True, name=self._name(plan, "convert"))
+        bits = self._bit_flow.stages.get(plan.composite)
+        for index, kernel in enumerate(bits or (kernels.product,)):
+            output = None if bits else plan.names.output_tensor
+            name = self._name(plan, "convert" if index else "product", output)
+            value = self._call(builder, kernel, value, share=False, name=name)
         return apply_moves(builder, value, plan.spec.suffix)
+
+    def _name(self, plan: _Planned, role: str, output: str | None = None) -> str:
+        """Rule 5: a new variable's name."""
+        name = unique_name(f"{plan.names.node}_{role}", self._taken)
+        self.names[name] = {"node": plan.names.node, "op": plan.names.op, "output": output, "role": role}
+        return name
 
     def _moved(self, builder: relax.BlockBuilder, x: relax.Expr, moves: Sequence[Move]) -> relax.Expr:
         """``apply_moves``, once for each tensor and sequence of moves."""
@@ -100,21 +115,26 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
             self._shared[key] = apply_moves(builder, x, moves)
         return self._shared[key]
 
-    def _call(self, builder: relax.BlockBuilder, kernel: Kernel, data: relax.Expr, *, share: bool) -> relax.Expr:
-        """Call ``kernel``; with ``share`` the same kernel is called once on the same data and constants."""
+    def _call(
+        self, builder: relax.BlockBuilder, kernel: Kernel, data: relax.Expr, *, share: bool, name: str = ""
+    ) -> relax.Expr:
+        """Call ``kernel``; with ``share`` the same kernel is called once on the same data and constants.
+
+        ``name`` is the result's; the builder finds one where it is empty.
+        """
         function = builder.add_func(kernel.function, kernel.name)  # the same variable for a function that is there
         constants = [self._constant(builder, constant) for constant in kernel.constants]
         key = (data, function, *constants)
         if share and key in self._shared:
             return self._shared[key]
         call = relax.call_tir(function, [data, *constants], relax.TensorType(kernel.shape, kernel.dtype))
-        result = builder.emit(call)
+        result = builder.emit(call, name)
         if share:
             self._shared[key] = result
         return result
 
     def _constant(self, builder: relax.BlockBuilder, constant: Constant) -> relax.Expr:
-        """Rule 5."""
+        """Rule 6."""
         if not isinstance(constant, DerivedConstant) or not self._derive:
             return self._constants.of(value_of(constant))
         kernel = constant.function.with_attr(DERIVES_ATTR, True)
@@ -166,6 +186,8 @@ def lower_module(
             output=layer.output_tensor,
         )
     attributes[LAYERS_ATTRIBUTE] = json.dumps(entries)
+    if NAMES_ATTRIBUTE in attributes:
+        attributes[NAMES_ATTRIBUTE] = json.dumps({**read_attribute(module, NAMES_ATTRIBUTE), **lowerer.names})
     composites = {plan.composite for plan in planned}
     functions = {v: f for v, f in lowerer.builder_.get().functions.items() if v.name_hint not in composites}
     return relax.transform.DeadCodeElimination()(tvm.IRModule(functions, attrs=attributes)), layers

@@ -1,0 +1,89 @@
+"""Which ONNX nodes each kernel call of a compiled network computes: part of the library's manifest.
+
+``bnnc.names`` knows the tensor that a call's variable holds. A call computes the nodes between that tensor and those
+that were there before: the producer of the tensor, its producers and so on, up to nodes that an earlier call computed.
+So each node belongs to one call, the first that needs it. A call whose variable is unknown lists no nodes: they are
+listed with the next call that reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+import tvm
+from onnx import ModelProto, NodeProto
+from tvm import relax
+
+from bnn_compiler.module_attributes import NAMES_ATTRIBUTE, read_attribute
+from bnn_compiler.report import LayerReport
+
+Kind = Literal["binary", "float", "glue"]
+
+
+class KernelEntry(TypedDict):
+    """One kernel call of ``main``.
+
+    ``kernel`` is the function's name in the library, ``nodes`` are names of ONNX nodes in the order of the graph,
+    ``layer`` is the ``name`` of the report's layer that the call works for (empty: none). ``kind``: ``binary`` counts
+    bits, ``float`` computes a layer with floats, ``glue`` is everything else, packing included.
+    """
+
+    kernel: str
+    nodes: list[str]
+    layer: str
+    kind: Kind
+
+
+def kernel_table(module: tvm.IRModule, model: ModelProto, layers: Sequence[LayerReport]) -> list[KernelEntry]:
+    """The kernel calls of ``main`` in order; ``module`` is lowered, ``model`` the one it was imported from."""
+    names: Mapping[str, Mapping[str, Any]] = read_attribute(module, NAMES_ATTRIBUTE) or {}
+    slices = _Slices(model)
+    algorithms = {layer["name"]: layer["algorithm"] for layer in layers}
+    table: list[KernelEntry] = []
+    for variable, kernel in _kernel_calls(module["main"]):
+        entry = names.get(variable)
+        if entry is None:
+            table.append({"kernel": kernel, "nodes": [], "layer": "", "kind": "glue"})
+            continue
+        convert = entry.get("role") == "convert"
+        nodes = [] if convert else slices.take(entry["output"], entry["node"])
+        named = [node for node in (nodes if "role" not in entry else [entry["node"]]) if node in algorithms]
+        layer = named[0] if named else ""
+        kind: Kind = "glue"
+        if layer and not convert:
+            kind = "float" if algorithms[layer] == "float" else "binary"
+        table.append({"kernel": kernel, "nodes": nodes, "layer": layer, "kind": kind})
+    return table
+
+
+def _kernel_calls(main: relax.Function) -> Iterator[tuple[str, str]]:
+    """Variable and kernel of every ``call_tir``."""
+    call_tir = tvm.ir.Op.get("relax.call_tir")
+    for block in main.body.blocks:
+        for binding in block.bindings:
+            if isinstance(binding.value, relax.Call) and binding.value.op == call_tir:
+                yield str(binding.var.name), str(binding.value.args[0].name_hint)
+
+
+class _Slices:
+    """Parts of an ONNX graph, each node given out once."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._position = {node.name: index for index, node in enumerate(model.graph.node)}
+        self._nodes = {node.name: node for node in model.graph.node}
+        self._producers = {output: node for node in model.graph.node for output in node.output if output}
+        self._taken: set[str] = set()
+
+    def take(self, tensor: str | None, node: str) -> list[str]:
+        """The nodes not yet given out that ``tensor`` needs, or ``node`` where the tensor has no name."""
+        start = self._producers.get(tensor) if tensor else self._nodes.get(node)
+        found: list[str] = []
+        pending: list[NodeProto] = [start] if start is not None else []
+        while pending:
+            current = pending.pop()
+            if current.name not in self._taken:
+                self._taken.add(current.name)
+                found.append(current.name)
+                pending += [self._producers[name] for name in current.input if name in self._producers]
+        return sorted(found, key=self._position.__getitem__)

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import bnn_compiler
+from bnn_compiler.frontend import import_onnx
+from bnn_compiler.profiling.kernel_table import KernelEntry
+from tests.frontend.onnx_text import parse
+
+
+def table_of(model: Path | onnx.ModelProto, algorithm: str = "popcount") -> list[KernelEntry]:
+    compiled = bnn_compiler.compile_model(model, algorithm=algorithm, verify=False)
+    table: list[KernelEntry] = compiled.model.manifest["kernels"]
+    return table
+
+
+def test_each_kernel_of_the_example_has_its_nodes(digits: Path) -> None:
+    table = [(entry["kind"], entry["layer"], entry["nodes"]) for entry in table_of(digits)]
+    conv, norm, sign = "node_Conv_50", "node__native_batch_norm_legit_no_training_1__0", "node_sign_1"
+    assert ("float", "node_Conv_48", ["node_Conv_48"]) in table
+    assert ("glue", conv, []) in table  # its activations are packed
+    assert ("binary", conv, [norm, sign, conv]) in table
+    assert ("glue", "", ["node_max_pool2d"]) in table
+
+
+@pytest.mark.parametrize("algorithm", ["popcount", "bitsliced", "float"])
+def test_each_node_belongs_to_one_kernel(digits: Path, algorithm: str) -> None:
+    nodes = [node for entry in table_of(digits, algorithm) for node in entry["nodes"]]
+    assert sorted(nodes) == sorted(node.name for node in import_onnx(digits).onnx_model.graph.node)
+
+
+@pytest.mark.parametrize("name", ["vgg16_cifar10", "larq_quicknet"])
+def test_each_node_of_a_network_belongs_to_one_kernel(network: Callable[[str], Path], name: str) -> None:
+    table = table_of(network(name))
+    nodes = [node for entry in table for node in entry["nodes"]]
+    assert len(set(nodes)) == len(nodes)
+    model = import_onnx(network(name)).onnx_model
+    assert set(nodes) == {node.name for node in model.graph.node}
+    products = [entry for entry in table if entry["kind"] == "binary"]
+    assert all(entry["layer"] in entry["nodes"] for entry in products)
+
+
+def test_layers_that_hand_on_bits_keep_their_nodes() -> None:
+    text = """g (float[1,64,8,8] x, float[64,64,3,3] v, float[64,64,3,3] w) => (float[1,64,4,4] y) {
+        [s] a = Sign(x) [first] c = Conv(a, v) [t] b = Sign(c) [second] y = Conv(b, w) }"""
+    model = parse(text)
+    generator = np.random.default_rng(0)
+    for value in list(model.graph.input)[1:]:
+        array = generator.choice(np.array([-1, 1], np.float32), (64, 64, 3, 3))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
+    del model.graph.input[1:]
+    table = table_of(model)
+    products = {entry["layer"]: entry["nodes"] for entry in table if entry["kind"] == "binary"}
+    assert products == {"first": ["s", "first"], "second": ["t", "second"]}
