@@ -106,6 +106,19 @@ def test_quantised_first() -> None:
     assert (found.low, found.high, found.alphabet) == (-1, 1, "bipolar")
 
 
+def test_residue_of_a_tensor_of_few_values() -> None:
+    """Each of the two operands takes few values, which are not independent."""
+
+    def build(c: Chain) -> relax.Expr:
+        few = c.emit(op.round(c.emit(op.clip(c.x, -2, 2))))
+        sign = c.emit(op.sign(c.emit(op.add(c.emit(op.sign(few)), const(0.1)))))
+        return residue(c, sign, c.emit(op.clip(few, -1, 1)))
+
+    found = plan(build)
+    assert isinstance(found, Binarizer), found
+    assert (found.low, found.high, found.alphabet) == (-1, 1, "bipolar")
+
+
 def test_undefined_at_zero_is_said() -> None:
     found = plan(divided_by_magnitude)
     assert isinstance(found, Binarizer)

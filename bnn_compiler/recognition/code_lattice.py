@@ -71,12 +71,18 @@ def fit_codes(values: Sequence[float], *, zero_padded: bool) -> CodeLattice | No
 
 def _about_zero(values: Sequence[float], codes: tuple[int, ...], step: float, tolerance: float) -> CodeLattice:
     twice = round(-2 * values[0] / step)
-    if abs(values[0] + twice * step / 2) > tolerance or abs(twice) > 4 * MOST_CODE:
+    # The unit of the largest value: far from 0, half a unit in its last place is much of the step between two values.
+    largest, halves = max((abs(value), abs(2 * code - twice)) for value, code in zip(values, codes, strict=True))
+    about_zero = 2 * largest / halves if halves else step
+    on_lattice = all(
+        abs((code - twice / 2) * about_zero - value) <= tolerance for value, code in zip(values, codes, strict=True)
+    )
+    if not on_lattice or abs(twice) > 4 * MOST_CODE:
         bipolar, unit, zero, offset = False, step, 0, values[0]
     elif twice % 2:
-        bipolar, unit, zero, offset = True, step / 2, twice, 0.0
+        bipolar, unit, zero, offset = True, about_zero / 2, twice, 0.0
     else:
-        bipolar, unit, zero, offset = False, step, twice // 2, 0.0
+        bipolar, unit, zero, offset = False, about_zero, twice // 2, 0.0
     factor = 2 if bipolar else 1
     exact = all(
         Fraction(value) == Fraction(offset) + Fraction(unit) * (factor * code - zero)

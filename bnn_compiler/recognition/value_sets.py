@@ -36,6 +36,7 @@ from bnn_compiler.recognition.value_bounds import ValueBounds
 
 # A set larger than this is no alphabet of a few-bit activation; 16 = 4 bits.
 MAX_SET_SIZE = 16
+_MOST_SIGNS = 3  # -1, 0, 1
 _MOVES = {"relax.permute_dims", "relax.reshape", "relax.flatten", "relax.expand_dims", "relax.squeeze"}
 _ROUNDING = {"relax.round", "relax.floor", "relax.ceil"}
 # Of NaN they make NaN: what is undefined stays so.
@@ -124,9 +125,10 @@ class ValueSetAnalysis:
         if not isinstance(definition, Call) or not is_elementwise(definition):
             return known
         self.compared[variable] = compared_tensors(definition, self)
-        if known is None:
+        # Operands of few values each are combined as if they were independent: s - clip(x) + clip(x) may be fewer.
+        if known is None or (known.steps is None and len(known.values) > _MOST_SIGNS):
             residue = find_residue(variable, self)
-            known = None if residue is None else ValueSet.of_steps(residue)
+            known = known if residue is None else ValueSet.of_steps(residue)
         return known
 
     def in_region(self, base: Var, where: Interval, *, is_point: bool) -> RegionValues:
