@@ -122,7 +122,8 @@ def _emit_product(builder: relax.BlockBuilder, value: relax.Expr, spec: BinarySp
 def composite_names(function: relax.Function) -> LayerNames:
     """The names that ``build_composite`` stored."""
     stored = json.loads(str(function.attrs["bnnc.layer"]))
-    return LayerNames(**{**stored, "zero_tensors": tuple(stored["zero_tensors"])})
+    lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}
+    return LayerNames(**{**stored, **lists})
 
 
 def read_composite(function: relax.Function) -> BinarySpec:

@@ -21,6 +21,7 @@ Move = tuple[Literal["reshape", "permute"], tuple[int, ...]]
 class LayerNames:
     """Where a layer stands in the ONNX graph: node, operator, and the tensors it reads and produces.
 
+    The layer reads (gives) its tensor with the axes in the order ``input_axes`` (``output_axes``), None: as ONNX does.
     ``zero_tensors`` are the tensors whose ``Sign`` is +1 at zero in the compiled network, where ONNX's would be 0.
     """
 
@@ -29,6 +30,8 @@ class LayerNames:
     input_tensor: str | None = None
     output_tensor: str | None = None
     zero_tensors: tuple[str, ...] = ()
+    input_axes: tuple[int, ...] | None = None
+    output_axes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +122,8 @@ class BinaryLayer:
     """What verification and reports need of a lowered layer: y = scale·z + bias with integer z.
 
     ``reach`` is the largest magnitude of an activation in units of z: |z| <= fan_in·reach without an offset.
-    ``rounded`` as in ``BinarySpec``; such a layer is not ``exact``.
+    ``rounded`` as in ``BinarySpec``; such a layer is not ``exact``. ``input_axes`` and ``output_axes`` as in
+    ``LayerNames``.
     """
 
     name: str
@@ -138,3 +142,5 @@ class BinaryLayer:
     zero_tensors: tuple[str, ...] = ()
     rounded: bool = False
     reach: float = 1.0
+    input_axes: tuple[int, ...] | None = None
+    output_axes: tuple[int, ...] | None = None

@@ -5,6 +5,8 @@
     holds, or null for an inner result of the node: the ``conv2d`` of a ``Conv`` with bias, whose tensor is the ``add``.
     The names begin with ``onnx_`` from ``NameVariables`` on. ``LowerBinaryOps`` adds the variables of its kernels, with
     ``role``: ``product`` for the kernel that counts (``output`` is null where it gives bits), ``convert`` for others.
+    Behind ``PlanLayouts`` also ``"axes"`` where the variable has the tensor's axes in this order, and ``"operand"``,
+    the tensor that the node reads, where no variable holds it.
 ``bnnc.inputs``
     Relax parameter name -> ONNX input name, in order.
 ``bnnc.layers``

@@ -20,6 +20,7 @@ from bnn_compiler.passes import (
     NameVariables,
     NarrowDoubleProducts,
     PartitionBinaryOps,
+    PlanLayouts,
     float_pipeline,
 )
 
@@ -43,10 +44,11 @@ def phases(
 ) -> tuple[Phase, ...]:
     """The phases between the front end and code generation; the lowered layers are appended to ``layers``."""
     return (
+        # Variables take the names of their ONNX tensors, by which everything behind finds them.
         # Batch-norm becomes multiply-add, so that later phases see one spelling of a per-channel affine map.
         # 3-D convolutions become 2-D ones, and binary products of doubles products of floats: those have kernels.
-        # Variables take the names of their ONNX tensors, by which everything behind finds them.
-        Phase("normalise", (NameVariables(), FoldBatchNorm(), FlattenConv3d(), NarrowDoubleProducts())),
+        # Transposes between them that undo each other go, so that recognition sees signs and pads in NCHW.
+        Phase("normalise", (NameVariables(), FoldBatchNorm(), FlattenConv3d(), NarrowDoubleProducts(), PlanLayouts())),
         # Binary layers become composites that still carry their float semantics; all others get a reason.
         Phase("partition", (PartitionBinaryOps(algorithm=choice.algorithm, sign_zero=sign_zero),)),
         # Composites become calls of kernels, popcount or bit-sliced along a channel tree. Each layer is also a

@@ -88,7 +88,7 @@ class LayerReport(_Layer, total=False):
 
     ``choice`` and what follows are there unless ``algorithm`` is ``float``: how the algorithm was chosen, whether the
     layer hands bits to its readers, the artifact's function of this layer alone, the ONNX tensor it takes and the one
-    it gives (null where a tensor has no name in the model).
+    it gives (null where a tensor has no name in the model), and the order it has their axes in (null: as in the model).
     """
 
     choice: ChoiceReport
@@ -96,6 +96,8 @@ class LayerReport(_Layer, total=False):
     function: str
     input: str | None
     output: str | None
+    input_axes: list[int] | None
+    output_axes: list[int] | None
 
 
 class NoteReport(TypedDict):
@@ -205,6 +207,7 @@ def _layer_report(entry: Mapping[str, Any]) -> LayerReport:
         report["choice"] = entry["choice"]
         report["gives_bits"] = entry["gives_bits"]
         report["function"], report["input"], report["output"] = entry["function"], entry["input"], entry["output"]
+        report["input_axes"], report["output_axes"] = entry["input_axes"], entry["output_axes"]
     return report
 
 

@@ -16,6 +16,7 @@ from .lower_sorts import LowerSorts
 from .name_variables import NameVariables
 from .narrow_double_products import NarrowDoubleProducts
 from .partition_binary_ops import PartitionBinaryOps
+from .plan_layouts import PlanLayouts
 from .schedule_float_kernels import ScheduleFloatKernels
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "NameVariables",
     "NarrowDoubleProducts",
     "PartitionBinaryOps",
+    "PlanLayouts",
     "ScheduleFloatKernels",
     "float_pipeline",
 ]

@@ -5,7 +5,7 @@
 2. Each layer also becomes a function ``layer_<i>`` of the module, from the float tensor that is compared to the layer's
    float output, calling the same kernels on the same constants: verification and benchmarks run a layer alone.
 3. The report entries of the lowered layers get ``function``, ``kernel``, ``weight_bytes``, ``resident_bytes``,
-   ``input`` and ``output``.
+   ``input`` and ``output`` and their axes.
 4. A layer whose result only other layers read, as bits, gives them in ``main`` where its kernels can: the stages of
    ``LayerKernels.bits_for`` stand in place of its product and of its readers' packs. Its report entry then says
    ``gives_bits``; its function ``layer_<i>`` still gives floats.
@@ -184,6 +184,8 @@ def lower_module(
             function=layer.function,
             input=layer.input_tensor,
             output=layer.output_tensor,
+            input_axes=None if layer.input_axes is None else list(layer.input_axes),
+            output_axes=None if layer.output_axes is None else list(layer.output_axes),
         )
     attributes[LAYERS_ATTRIBUTE] = json.dumps(entries)
     if NAMES_ATTRIBUTE in attributes:
@@ -225,6 +227,8 @@ def _binary_layer(function: str, plan: _Planned, weight_bytes: int) -> BinaryLay
         zero_tensors=names.zero_tensors,
         rounded=spec.rounded,
         reach=reach_of(spec),
+        input_axes=names.input_axes,
+        output_axes=names.output_axes,
     )
 
 

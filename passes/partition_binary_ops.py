@@ -104,6 +104,8 @@ class _Partitioner(relax.PyExprMutator):  # type: ignore[misc]
             self._matcher.names_of(product, plan.call),
             input_tensor=self._matcher.tensor_name(plan.base),
             output_tensor=self._matcher.tensor_name(binding.var),
+            input_axes=self._matcher.tensor_axes(plan.base),
+            output_axes=self._matcher.tensor_axes(binding.var),
             zero_tensors=self._zero_tensors(plan),
         )
         composite = self.builder_.add_func(
@@ -126,7 +128,10 @@ class _Partitioner(relax.PyExprMutator):  # type: ignore[misc]
         return definition.args[0]
 
     def _zero_tensors(self, plan: _Planned) -> tuple[str, ...]:
-        names = [self._matcher.tensor_name(self._sign_operand(sign)) for sign in plan.soft_signs]
+        names = [
+            self._matcher.operand_name(sign) or self._matcher.tensor_name(self._sign_operand(sign))
+            for sign in plan.soft_signs
+        ]
         return tuple(name for name in names if name is not None)
 
 

@@ -43,6 +43,8 @@ def layer(**changes: object) -> LayerReport:
         "function": "layer_0",
         "input": "x",
         "output": "y",
+        "input_axes": [0, 3, 1, 2],
+        "output_axes": None,
     }
     return {**entry, **changes}  # type: ignore[typeddict-item]
 

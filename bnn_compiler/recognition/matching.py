@@ -75,6 +75,16 @@ class LayerMatcher:
         entry = self._names.get(variable.name) if isinstance(variable, Var) else None
         return entry.get("output") if entry else None
 
+    def tensor_axes(self, variable: Var) -> tuple[int, ...] | None:
+        """The order in which a variable has the axes of its ONNX tensor; None if that is the tensor's own."""
+        axes = self._names.get(variable.name, {}).get("axes")
+        return None if axes is None else tuple(axes)
+
+    def operand_name(self, variable: Var) -> str | None:
+        """The ONNX tensor that the node of ``variable`` reads, where that is none of Relax's (``PlanLayouts``)."""
+        operand: str | None = self._names.get(variable.name, {}).get("operand")
+        return operand
+
     def describe(self, variable: Var) -> str:
         """A tensor for people: its ONNX name and operator, or Relax's."""
         entry = self._names.get(variable.name, {})

@@ -97,7 +97,11 @@ class InnerTensors:
     def check_layers(self, values: Mapping[str, Array]) -> tuple[LayerCheck, ...]:
         """Every layer, fed ONNX Runtime's own input of it."""
         return tuple(
-            check_layer(layer, self._compiled.run_function(layer.function, _layer_input(layer, values)), values[output])
+            check_layer(
+                layer,
+                self._compiled.run_function(layer.function, _layer_input(layer, values)),
+                _permuted(values[output], layer.output_axes),
+            )
             for layer in self._layers
             if (output := layer.output_tensor) is not None
         )
@@ -105,4 +109,9 @@ class InnerTensors:
 
 def _layer_input(layer: BinaryLayer, values: Mapping[str, Array]) -> Array:
     assert layer.input_tensor is not None, "only called for layers whose tensors have names"
-    return np.ascontiguousarray(values[layer.input_tensor].reshape(layer.input_shape))
+    value = _permuted(values[layer.input_tensor], layer.input_axes)
+    return np.ascontiguousarray(value.reshape(layer.input_shape))
+
+
+def _permuted(value: Array, axes: tuple[int, ...] | None) -> Array:
+    return value if axes is None else np.ascontiguousarray(value.transpose(axes))
