@@ -22,7 +22,7 @@ class ScheduleFloatKernels:
     1. PrimFuncs with attribute ``bnnc.kernel`` are left alone, as are those that are scheduled already
        (``tirx.is_scheduled``) or that have no sblocks.
     2. Elementwise producers and consumers are inlined, consumers of a float kernel into its store.
-    3. No product and sum are contracted (``keep_roundings``), but for reductions.
+    3. No product and sum are contracted (``keep_roundings``), but for what a reduction adds up.
     4. exp, sigmoid and tanh become arithmetic.
     5. Loops over what remains are merged as far as memory layout allows, and vectorised.
     """

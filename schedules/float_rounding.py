@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import tvm
 import tvm_ffi
 from tvm import tirx
-from tvm.s_tir import SBlock
 
 _DTYPES = ("float32", "float64")
 _COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE)
@@ -24,8 +24,8 @@ _COMPARISONS = (tirx.LT, tirx.LE, tirx.GT, tirx.GE)
 def keep_roundings(body: Any) -> Any:
     """Fence what TVM or LLVM would merge, in scalar code, because schedules vectorise afterwards.
 
-    A statement with a reduction keeps its products' contraction: its order of summation is not the graph's anyway, and
-    it gains.
+    Only what a reduction adds to its own accumulator keeps the contraction: the order of summation is not the graph's
+    anyway, and it gains.
     """
     for node, rewrite in (
         (tirx.Sub, _keep_sum),
@@ -33,25 +33,12 @@ def keep_roundings(body: Any) -> Any:
         (tirx.NE, _keep_comparison_with_itself),
         (tirx.Or, _keep_alternatives),
         (tirx.Not, _keep_negation),
+        (tirx.Add, _fence_products),
+        (tirx.Sub, _fence_products),
+        (tirx.BufferStore, _contract_accumulation),
     ):
         body = tvm_ffi.structural_map(body, (node, rewrite))
-    if _reduces(body):
-        return body
-    for node in (tirx.Add, tirx.Sub):
-        body = tvm_ffi.structural_map(body, (node, _fence_products))
     return body
-
-
-def _reduces(body: Any) -> bool:
-    reductions: list[Any] = []
-
-    def note(block: SBlock) -> SBlock:
-        if block.init is not None:
-            reductions.append(block)
-        return block
-
-    tvm_ffi.structural_map(body, (SBlock, note))
-    return bool(reductions)
 
 
 def _keep_sum(difference: Any) -> Any:
@@ -87,6 +74,27 @@ def _fence_products(sum_of_two: Any) -> Any:
     """``fence(a * b) + c``."""
     sides = [_fence(side) if isinstance(side, tirx.Mul) else side for side in (sum_of_two.a, sum_of_two.b)]
     return type(sum_of_two)(*sides)
+
+
+def _contract_accumulation(store: Any) -> Any:
+    """``c[i] = c[i] + a * b`` without the fence: element-wise statements do not read what they write."""
+    total = store.value
+    if not isinstance(total, tirx.Add):
+        return store
+    accumulator = tirx.BufferLoad(store.buffer, store.indices)
+    sides = (total.a, total.b)
+    accumulates = [bool(tvm_ffi.structural_equal(side, accumulator)) for side in sides]
+    if not any(accumulates):
+        return store
+    added = [side if loaded else _unfenced(side) for side, loaded in zip(sides, accumulates, strict=True)]
+    return tirx.BufferStore(store.buffer, tirx.Add(*added), store.indices)
+
+
+def _unfenced(value: Any) -> Any:
+    """The product inside ``fence(a * b)``; anything else as it is."""
+    inner = value.args[-1] if isinstance(value, tvm.ir.Call) and len(value.args) == 2 else value
+    fenced = isinstance(inner, tirx.Mul) and tvm_ffi.structural_equal(value, _fence(inner))
+    return inner if fenced else value
 
 
 def _same(left: Any, right: Any) -> bool:

@@ -67,3 +67,15 @@ def test_epilogues_keep_their_roundings() -> None:
     }
     (expected,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, feeds)
     np.testing.assert_array_equal(bnn_compiler.compile_model(model).run(feeds)["y"], expected)
+
+
+def test_what_a_reduction_reads_keeps_its_roundings() -> None:
+    """The last axis but one is reduced by the definition of the operator, with the affine map inlined into it."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[4,64,7,7] x) => (float[4,7,7] y)
+        <float a = {0.7341181}, float b = {-1.1436615}> {
+            t = Mul(x, a) s = Add(t, b) y = ReduceMax<axes = [1], keepdims = 0>(s) }"""
+    )
+    x = np.random.default_rng(0).standard_normal((4, 64, 7, 7)).astype(np.float32)
+    expected = (x * np.float32(0.7341181) + np.float32(-1.1436615)).max(axis=1)
+    np.testing.assert_array_equal(bnn_compiler.compile_model(model).run({"x": x})["y"], expected)
