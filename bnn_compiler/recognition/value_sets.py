@@ -128,7 +128,8 @@ class ValueSetAnalysis:
         # Operands of few values each are combined as if they were independent: s - clip(x) + clip(x) may be fewer.
         if known is None or (known.steps is None and len(known.values) > _MOST_SIGNS):
             residue = find_residue(variable, self)
-            known = known if residue is None else ValueSet.of_steps(residue)
+            if residue is not None and (known is None or 1 < len(residue.values) <= _MOST_SIGNS):
+                known = ValueSet.of_steps(residue)
         return known
 
     def in_region(self, base: Var, where: Interval, *, is_point: bool) -> RegionValues:
