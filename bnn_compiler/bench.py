@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from onnx import ModelProto
@@ -24,6 +24,9 @@ from bnn_compiler.report import LayerReport
 from bnn_compiler.tensor_spec import TensorSpec
 from bnn_compiler.verification.inner_tensors import Runnable
 from bnn_compiler.verification.reference import Array, Reference, expose, extract, sample_feeds
+
+if TYPE_CHECKING:
+    from bnn_compiler.profiling.profile import ProfileReport
 
 ROUNDS = 15
 ROUND_SECONDS = 0.005
@@ -57,6 +60,7 @@ class BenchReport(TypedDict):
     versions: dict[str, str]
     network: TimingReport
     layers: list[TimingReport]
+    profile: ProfileReport
 
 
 @dataclass(frozen=True)
@@ -163,19 +167,31 @@ def bench_layers(
 
 
 def bench_report(
-    model: str, threads: int, rounds: int, versions: Mapping[str, str], network: Timing, layers: Sequence[Timing]
+    model: str,
+    threads: int,
+    rounds: int,
+    versions: Mapping[str, str],
+    network: Timing,
+    layers: Sequence[Timing],
+    profile: ProfileReport,
 ) -> BenchReport:
     """Assemble the JSON report."""
     return {
         "schema": 1,
         "model": model,
-        "machine": f"{cpu_name()}, {os.cpu_count()} CPUs",
+        "machine": machine_name(),
         "threads": threads,
         "rounds": rounds,
         "versions": dict(versions),
         "network": network.to_report(),
         "layers": [layer.to_report() for layer in layers],
+        "profile": profile,
     }
+
+
+def machine_name() -> str:
+    """Return the processor and how many of it this machine has."""
+    return f"{cpu_name()}, {os.cpu_count()} CPUs"
 
 
 def cpu_name() -> str:

@@ -36,6 +36,8 @@ _POOLED_ALLOCATOR = 2  # tvm::runtime::memory::AllocatorType::kPooled
 # Keys beside the names of functions, which have no spaces.
 _MACHINE = "virtual machine"
 _BOUND = "bound "
+#: The form of ``main`` that calls kernel by kernel.
+PROFILED_FUNCTION = "main"
 
 
 class CompiledModel:
@@ -151,23 +153,42 @@ class CompiledModel:
             return machines[name]  # type: ignore[no-any-return]
         except KeyError:
             pass
-        machine = self._machine()
-        if name in self._derived_of:
-            # Bound inside the virtual machine: calls pass inputs and outputs, as without derived constants.
-            machine["save_function"](name, _BOUND + name, False, *(self._derived[i] for i in self._derived_of[name]))
-            machines[name] = machine[_BOUND + name]
-        else:
-            machines[name] = machine[name]
+        machines[name] = self._bind(self._machine(), name)
         return machines[name]  # type: ignore[no-any-return]
+
+    def instrumented_main(self, hook: Callable[..., int]) -> Closure:
+        """The network on a virtual machine of its own that calls ``hook`` before and after each call that it makes.
+
+        ``hook(function, name, before, result, *arguments)`` must return 0. The closure takes arrays as the library's
+        functions do: inputs, then outputs, both plain.
+        """
+        use_threads(self._threads)
+        machine = self._new_machine()
+        closure = self._bind(machine, PROFILED_FUNCTION)
+        machine["set_instrument"](tvm.runtime.convert(hook))
+        return closure
+
+    def _bind(self, machine: tvm.runtime.Module, name: str) -> Closure:
+        """The function ``name`` of ``machine``, derived constants bound: calls pass inputs and outputs alone."""
+        signature = "main" if name == PROFILED_FUNCTION else name
+        if signature in self._derived_of:
+            machine["save_function"](
+                name, _BOUND + name, False, *(self._derived[i] for i in self._derived_of[signature])
+            )
+            return machine[_BOUND + name]  # type: ignore[no-any-return]
+        return machine[name]  # type: ignore[no-any-return]
 
     def _machine(self) -> tvm.runtime.Module:
         """Return the calling thread's virtual machine."""
         machines = self._machines.__dict__
         if _MACHINE not in machines:
-            machine = self._executable["vm_load_executable"]()
-            machine["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
-            machines[_MACHINE] = machine
+            machines[_MACHINE] = self._new_machine()
         return machines[_MACHINE]
+
+    def _new_machine(self) -> tvm.runtime.Module:
+        machine = self._executable["vm_load_executable"]()
+        machine["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
+        return machine
 
     def _derive(self, derivation: Mapping[str, Any]) -> list[tvm.runtime.Tensor]:
         """Run the library's function that makes constants of stored ones."""
