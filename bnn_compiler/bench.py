@@ -159,7 +159,12 @@ def bench_layers(
     for index, (layer, function, source, target) in enumerate(wanted):
         value = np.ascontiguousarray(values[source])
         reference = Reference(extract(model, source, target, value.shape), threads=threads)
-        calls: list[Call] = [partial(compiled.run_function, function, value), partial(reference.run, {source: value})]
+        axes = layer.get("input_axes")
+        ours_takes = value if axes is None else np.ascontiguousarray(value.transpose(axes))
+        calls: list[Call] = [
+            partial(compiled.run_function, function, ours_takes),
+            partial(reference.run, {source: value}),
+        ]
         ours, theirs = time_in_turn(calls, rounds)
         timings.append(Timing(layer["name"], layer["macs"], ours, theirs))
         progress((index + 1) / len(wanted))

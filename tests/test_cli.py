@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from bnn_compiler.cli.main import run
@@ -15,6 +16,7 @@ from bnn_compiler.compiled_network import CompiledNetwork
 from bnn_compiler.report import make_report
 
 from .conftest import ModelFinder
+from .test_build import has_linker
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,67 @@ def test_bench(bnnc: Bnnc, digits: Path, tmp_path: Path) -> None:
     for timing in (bench["network"], *bench["layers"]):
         assert 0 < timing["bnnc_us_min"] <= timing["bnnc_us_median"]
         assert timing["speedup"] == pytest.approx(timing["onnxruntime_us_min"] / timing["bnnc_us_min"], rel=0.01)
+
+
+def test_bench_says_where_the_time_goes(bnnc: Bnnc, digits: Path, tmp_path: Path) -> None:
+    outcome = bnnc("bench", digits, "--rounds", "3", "--no-verify", "--json", "bench.json", "--html", "bench.html")
+    assert outcome.status == 0
+    assert (
+        "overhead" in outcome.out and "pack_dense" in outcome.out and "of its nodes have no counterpart" in outcome.out
+    )
+    profile = json.loads((tmp_path / "bench.json").read_text())["profile"]
+    assert sum(profile["shares"].values()) == pytest.approx(1)
+    assert profile["onnxruntime"]["run_us"] > 0 and profile["peaks"]["float_gmacs_per_second"] > 0
+    page = (tmp_path / "bench.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>") and "node_Conv_49" in page and "<svg" in page
+
+
+def test_inspect_profiles_a_library(bnnc: Bnnc, library: Path, digits: Path, tmp_path: Path) -> None:
+    outcome = bnnc("inspect", library, "--profile")
+    assert outcome.status == 0 and "overhead" in outcome.out and "ONNX Runtime" not in outcome.out
+    outcome = bnnc("inspect", library, "--profile", "--json", "--onnx", digits)
+    profile = json.loads(outcome.out)["profile"]
+    assert profile["peaks"] is None and profile["onnxruntime"]["nodes_us"] > 0
+    assert bnnc("inspect", library, "--html", "page.html", "-q").out == ""
+    assert "ONNX Runtime was not run" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_inspect_compiles_what_it_profiles(bnnc: Bnnc, digits: Path, tmp_path: Path) -> None:
+    outcome = bnnc("inspect", digits, "--profile", "--algorithm", "popcount", "--threads", "1")
+    assert outcome.status == 0 and "pack_dense" in outcome.out and "speed-up" in outcome.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_profiles_that_cannot_be_made(bnnc: Bnnc, digits: Path, tmp_path: Path) -> None:
+    assert_refused(bnnc("inspect", digits, "--html", "none/x.html"), 1, "none/x.html: cannot be written")
+    assert_refused(bnnc("bench", digits, "--html", tmp_path), 1, "directory")
+    assert_refused(bnnc("inspect", "none.so", "--profile"), 1, "none.so: cannot be read")
+    assert_refused(bnnc("inspect", "none.onnx", "--profile"), 1, "none.onnx: no such file")
+    assert_refused(bnnc("inspect", digits, "--onnx", digits), 2, "--onnx goes with")
+    arm = ("--target", "llvm", "-mcpu=cortex-a72")
+    assert_refused(bnnc("inspect", digits, "--profile", *arm), 2, "cannot be profiled here")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_library_is_profiled_beside_its_own_model(
+    bnnc: Bnnc, library: Path, digits: Path, small_model: ModelFinder, tmp_path: Path
+) -> None:
+    other = small_model("base_sign_conv")
+    assert_refused(bnnc("inspect", library, "--profile", "--onnx", other), 2, "the model has no input 'image'")
+    model = onnx.load(digits)
+    model.graph.output[0].name = model.graph.node[-1].output[0] = "other"
+    onnx.save(model, tmp_path / "other.onnx")
+    outcome = bnnc("inspect", library, "--profile", "--onnx", "other.onnx")
+    assert_refused(outcome, 2, "other.onnx has other inputs or outputs")
+
+
+def test_libraries_of_other_machines_are_not_profiled(bnnc: Bnnc, digits: Path, tmp_path: Path) -> None:
+    if not has_linker("llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a72"):
+        pytest.skip("no linker for ARM")
+    arm = ("--target", "llvm", "-mtriple=aarch64-linux-gnu", "-mcpu=cortex-a72")
+    assert bnnc("compile", digits, *arm, "-o", "arm.so", "-q").status == 0
+    assert_refused(bnnc("inspect", "arm.so", "--html", "arm.html"), 1, "arm.so: compiled for aarch64")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["arm.so"]
 
 
 def test_version_and_help(bnnc: Bnnc) -> None:

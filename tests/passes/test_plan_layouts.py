@@ -208,7 +208,7 @@ def test_two_layouts_are_chosen_optimally(seed: int) -> None:
     assert all(layout == (0, 1) for node, layout in zip(nodes, found, strict=True) if node.fixed)
 
 
-def _larq_like() -> ModelProto:
+def larq_like() -> ModelProto:
     """Two binary convolutions, everything between them in NHWC; the first reads Sign alone, which may be 0."""
     rng = np.random.default_rng(0)
     weights = [rng.choice([-1, 1], shape).astype(np.float32) for shape in ((8, 4, 3, 3), (8, 8, 3, 3))]
@@ -250,7 +250,7 @@ def _larq_like() -> ModelProto:
 
 def test_layers_between_transposes_are_still_verified_by_name() -> None:
     """Tensors that are stored in another order are compared in that order."""
-    compiled = bnn_compiler.compile_model(_larq_like(), verify=True)
+    compiled = bnn_compiler.compile_model(larq_like(), verify=True)
     first, second = compiled.report["layers"]
     assert (first["status"], second["status"]) == ("binary", "binary")
     assert (first["input"], first["output"]) == ("x", "b")
@@ -263,7 +263,7 @@ def test_layers_between_transposes_are_still_verified_by_name() -> None:
 
 
 def test_names_say_in_which_order_axes_are_stored() -> None:
-    imported = import_onnx(_larq_like())
+    imported = import_onnx(larq_like())
     lowered = lower_model(imported, parse_target("native"), CompileOptions())
     first, second = lowered.layers
     assert (first.input_axes, first.output_axes) == (None, tuple(TO_NCHW))
