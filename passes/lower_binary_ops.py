@@ -7,8 +7,8 @@
 3. The report entries of the lowered layers get ``function``, ``kernel``, ``weight_bytes``, ``resident_bytes``,
    ``input`` and ``output`` and their axes.
 4. A layer whose result only other layers read, as bits, gives them in ``main`` where its kernels can: the stages of
-   ``LayerKernels.bits_for`` stand in place of its product and of its readers' packs. Its report entry then says
-   ``gives_bits``; its function ``layer_<i>`` still gives floats.
+   ``LayerKernels.bits_for`` stand in place of its product, of its readers' packs and of all that is computed between
+   them. Its report entry then says ``gives_bits``; its function ``layer_<i>`` still gives floats.
 5. In ``main`` the calls' variables get names of their own, which ``bnnc.names`` then explains: which layer a kernel
    belongs to, and whether it counts (``product``) or changes the form of its input or result (``convert``).
 6. A derived constant is stored as its value. With ``derive=True`` it becomes a call of the kernel that makes it, with
@@ -20,7 +20,7 @@ The kernels are chosen by the target in scope (``with target:``) or the one give
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,8 @@ from tvm.ir import Call, GlobalVar
 
 from bnn_compiler.composites import apply_moves, binary_composites, composite_names, read_composite
 from bnn_compiler.constants import Array
-from bnn_compiler.kernels.bits_between_layers import BitFlow, plan_bit_flow
+from bnn_compiler.kernels.bit_paths import find_bit_edges
+from bnn_compiler.kernels.bits_between_layers import BitFlow, handover_of, plan_bit_flow
 from bnn_compiler.kernels.derived_constant import Constant, DerivedConstant, resident_bytes, stored_bytes, value_of
 from bnn_compiler.kernels.kernel_choice import Choice, ChoiceOptions, choose_kernels
 from bnn_compiler.kernels.layer_kernels import Kernel, reach_of
@@ -69,6 +70,15 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         #: Rule 5: what is to be added to ``bnnc.names``.
         self.names: dict[str, dict[str, str | None]] = {}
 
+    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+        """Rule 4: nothing is computed between bits and their readers."""
+        if binding.var in self._bit_flow.skipped:
+            return
+        super().visit_var_binding_(binding)
+        operand = self._bit_flow.operands.get(binding.var)
+        if operand is not None:
+            self.set_var_remap(operand, self.get_var_remap(binding.var))
+
     def visit_call_(self, call: Call) -> relax.Expr:
         """Rule 1."""
         name = call.op.name_hint if isinstance(call.op, GlobalVar) else None
@@ -91,9 +101,9 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
     def _emit_in_main(self, x: relax.Expr, plan: _Planned) -> relax.Expr:
         """Rules 1 and 4."""
         builder, kernels = self.builder_, plan.choice.kernels
-        first = 1 if plan.composite in self._bit_flow.readers else 0
-        value = self._moved(builder, x, plan.spec.prefix)
-        for kernel in kernels.stages[first:-1]:
+        reads_bits = plan.composite in self._bit_flow.readers
+        value = x if reads_bits else self._moved(builder, x, plan.spec.prefix)
+        for kernel in kernels.stages[1 if reads_bits else 0 : -1]:
             value = self._call(builder, kernel, value, share=True, name=self._name(plan, "convert"))
         bits = self._bit_flow.stages.get(plan.composite)
         for index, kernel in enumerate(bits or (kernels.product,)):
@@ -160,10 +170,14 @@ def lower_module(
     """The lowered module and what verification needs of each layer, in the order of the report."""
     attributes = dict(module.attrs.items()) if module.attrs else {}
     entries = read_attribute(module, LAYERS_ATTRIBUTE) or []
-    planned = _plan(module, detect_isa(target), options, [entry["name"] for entry in entries])
+    isa = detect_isa(target)
+    specs = {variable.name_hint: read_composite(function) for variable, function in binary_composites(module).items()}
+    edges = find_bit_edges(module["main"], specs)
+    found = {name: handover_of(specs[name], edge, isa) for name, edge in edges.items()}
+    handovers = {name: handover for name, handover in found.items() if handover is not None}
+    planned = _plan(module, specs, isa, options, [entry["name"] for entry in entries])
     plans = {plan.composite: plan for plan in planned}
-    layers_of = {name: (plan.spec, plan.choice.kernels) for name, plan in plans.items()}
-    bit_flow = plan_bit_flow(module["main"], layers_of)
+    bit_flow = plan_bit_flow(edges, handovers, {name: plan.choice.kernels for name, plan in plans.items()})
     lowerer = _Lowerer(module, plans, bit_flow, derive=derive)
     lowerer.builder_.update_func(module.get_global_var("main"), lowerer.visit_expr(module["main"]))
     entry_of = {entry["name"]: entry for entry in entries}
@@ -195,14 +209,16 @@ def lower_module(
     return relax.transform.DeadCodeElimination()(tvm.IRModule(functions, attrs=attributes)), layers
 
 
-def _plan(module: tvm.IRModule, isa: Isa, options: ChoiceOptions, order: Sequence[str]) -> list[_Planned]:
+def _plan(
+    module: tvm.IRModule, specs: Mapping[str, BinarySpec], isa: Isa, options: ChoiceOptions, order: Sequence[str]
+) -> list[_Planned]:
     """Kernels for every composite, in the order of the report."""
     planned = []
     composites = binary_composites(module)
     for index, (variable, function) in enumerate(composites.items()):
         names = composite_names(function)
         options.progress(index, len(composites))
-        spec = read_composite(function)
+        spec = specs[variable.name_hint]
         planned.append(_Planned(variable.name_hint, names, spec, choose_kernels(spec, isa, options)))
     position = {name: index for index, name in enumerate(order)}
     return sorted(planned, key=lambda plan: position.get(plan.names.node, len(order)))

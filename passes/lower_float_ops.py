@@ -17,8 +17,7 @@ from bnn_compiler.schedules.float_reduce import ReducePlan, reduce_kernel, softm
 from bnn_compiler.schedules.float_transpose import plan_transpose, transpose_kernel
 from bnn_compiler.schedules.float_vector import FloatVector, float_vector
 from bnn_compiler.schedules.isa import detect_isa
-
-from .window_geometry import window_geometry, window_pads
+from bnn_compiler.window_geometry import window_geometry, window_pads
 
 _DATA_LAYOUTS = {1: "NCW", 2: "NCHW"}
 _KERNEL_LAYOUTS = {1: "OIW", 2: "OIHW"}

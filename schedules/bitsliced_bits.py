@@ -2,7 +2,8 @@
 
 Two kernels. ``bitsliced_conv2d_bits`` counts as ``bitsliced_conv2d`` does and stores one bit per channel and pixel
 (``bitsliced_threshold``), pixels in the order of the planes' blocks. ``pack_bit_rows`` transposes those, 64 x 64 in
-every lane, into the channel-packed bits that the next convolution reads, padding ring included.
+every lane, into the channel-packed bits that the next convolution reads, padding ring included; through a max-pool
+where the network has one in between (``bit_pool``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tvm import tirx
 
 from bnn_compiler.schedules.bit_matrix import butterflies
 from bnn_compiler.schedules.bit_planes import BlockRun, PlaneLayout
+from bnn_compiler.schedules.bit_pool import ActivationWriter, check_handover, pool_arguments
 from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d_constants
 from bnn_compiler.schedules.bitsliced_counting import emit_counting, program_arguments
 from bnn_compiler.schedules.bitsliced_sizes import counter_bits, make_sizes
@@ -35,7 +37,6 @@ from bnn_compiler.schedules.kernel_builder import (
     store,
     workspace,
 )
-from bnn_compiler.schedules.padding_ring import copy_into_ring
 from bnn_compiler.schedules.popcount import WORD_BITS, code_step, words_per
 from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 
@@ -94,26 +95,39 @@ def bitsliced_conv2d_bits(
     )
 
 
-def pack_bit_rows(layout: PlaneLayout, reader: ConvGeometry, *, pad_bit: int, name: str = "pack_bit_rows") -> PrimFunc:
-    """The kernel (rows uint64 [O, words]) -> bits, uint64 of ``conv_bits_shape`` for the geometry that reads them.
+def pack_bit_rows(
+    layout: PlaneLayout,
+    reader: ConvGeometry,
+    *,
+    pad_bit: int,
+    pool: ConvGeometry | None = None,
+    masked: bool = False,
+    name: str = "pack_bit_rows",
+) -> PrimFunc:
+    """The kernel (rows uint64 [O, words], [masks]) -> bits, uint64 of ``conv_bits_shape`` of the geometry that reads.
 
     ``layout`` is that of the convolution that made the rows. The padding ring holds ``pad_bit`` in every real channel.
+    ``pool`` is a max-pool in between, and ``masked`` says that there are masks for it (``bit_pool``).
 
     Raises:
         ValueError: the reader's input is not the writer's output.
     """
     writer = layout.geometry
-    made = (writer.batch, writer.out_channels, writer.out_height, writer.out_width)
-    if made != (reader.batch, reader.in_channels, reader.height, reader.width):
-        raise ValueError(f"rows of an output {made} do not fit a convolution of {reader}")
+    check_handover(writer, pool, reader)
     arguments = [
         Argument("rows", (writer.out_channels, layout.words_per_row), "uint64"),
+        *pool_arguments(reader, masked=masked),
         Argument("bits", conv_bits_shape(reader, "bipolar"), "uint64"),
     ]
-    return build_kernel(name, "pack_bit_rows", arguments, lambda buffers: _emit_pack(layout, reader, pad_bit, buffers))
+    return build_kernel(
+        name, "pack_bit_rows", arguments, lambda buffers: _emit_pack(layout, reader, pool, pad_bit, buffers)
+    )
 
 
-def _emit_pack(layout: PlaneLayout, reader: ConvGeometry, pad_bit: int, buffers: Mapping[str, Buffer]) -> None:
+def _emit_pack(
+    layout: PlaneLayout, reader: ConvGeometry, pool: ConvGeometry | None, pad_bit: int, buffers: Mapping[str, Buffer]
+) -> None:
+    writer = ActivationWriter(reader, pool, buffers)
     columns = workspace(layout.padded_pixels, "uint64")
     half = workspace(WORD_BITS * layout.lanes, "uint64")
     channels = reader.group_in_channels
@@ -129,8 +143,9 @@ def _emit_pack(layout: PlaneLayout, reader: ConvGeometry, pad_bit: int, buffers:
         with serial(reader.batch) as image:
             plane = (image * reader.groups + group) * words + word
             target = bind(plane * (reader.padded_height * reader.padded_width))
-            copy_into_ring(reader, columns, image * layout.image_pixels, buffers["bits"], target, ring)
+            writer.write(columns, image * layout.image_pixels, group * words + word, buffers["bits"], target, ring)
 
+    writer.clear()
     with serial(reader.groups) as group:
         with serial(channels // WORD_BITS) as word:
             pack_word(group, word, WORD_BITS)

@@ -2,7 +2,8 @@
 
 The bit [z >= T] of a channel is [P <= Q], Q = floor((offset − T)/step) by the pixel's border class (see ``popcount``
 for z = offset − step·P), or its opposite. Bits are gathered in 32-bit words per pixel, 32 channels each, and pairs of
-them are copied into the reader's packed activation, padding ring included.
+them are copied into the reader's packed activation, padding ring included; through a max-pool where the network has one
+in between (``bit_pool``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 
+from bnn_compiler.schedules.bit_pool import ActivationWriter, check_handover, pool_arguments
 from bnn_compiler.schedules.border_classes import has_border_correction
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa
@@ -32,7 +34,6 @@ from bnn_compiler.schedules.kernel_builder import (
     typed,
     workspace,
 )
-from bnn_compiler.schedules.padding_ring import copy_into_ring
 from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, code_step, common_offset, default_zero
 from bnn_compiler.schedules.popcount_conv import ConvEmitter
 from bnn_compiler.schedules.popcount_conv_plan import PopcountPlan, conv_bits_shape
@@ -74,17 +75,20 @@ def popcount_conv2d_bits(
     pad_bit: int,
     isa: Isa,
     zero: int | None = None,
+    pool: ConvGeometry | None = None,
+    masked: bool = False,
 ) -> PrimFunc:
-    """The kernel (bits, weights, bounds, inverted, [pixel_class]) -> bits, uint64 of ``conv_bits_shape(reader)``.
+    """The kernel (bits, weights, bounds, inverted, [pixel_class], [masks]) -> bits of ``conv_bits_shape(reader)``.
 
-    The reader's padding ring holds ``pad_bit`` in every real channel; the rest is as for ``popcount_conv2d``.
+    The reader's padding ring holds ``pad_bit`` in every real channel; the rest is as for ``popcount_conv2d``. ``pool``
+    is a max-pool in between, and ``masked`` says that there are masks for it (``bit_pool``).
 
     Raises:
         ValueError: the reader's input is not this layer's output, or ``can_read_bits`` does not hold.
     """
-    made = (geometry.batch, geometry.out_channels, geometry.out_height, geometry.out_width)
-    if made != (reader.batch, reader.in_channels, reader.height, reader.width) or not can_read_bits(reader):
-        raise ValueError(f"bits of an output {made} do not fit a convolution of {reader}")
+    check_handover(geometry, pool, reader)
+    if not can_read_bits(reader):
+        raise ValueError(f"bits do not fit groups of {reader.group_in_channels} channels")
     zero = default_zero(alphabet) if zero is None else zero
     has_table = has_border_correction(geometry, alphabet, zero_padded, zero)
     plan = PopcountPlan(geometry, alphabet, has_table, True, isa)
@@ -96,18 +100,29 @@ def popcount_conv2d_bits(
     ]
     if has_table:
         arguments.append(Argument("pixel_class", (plan.pixels,), "int32"))
+    arguments += pool_arguments(reader, masked=masked)
     arguments.append(Argument("output", conv_bits_shape(reader, "bipolar"), "uint64"))
     kernel_shape = "x".join(map(str, geometry.kernel))
     name = f"popcount_conv2d_bits_{kernel_shape}_{alphabet}_{isa.name}"
-    return build_kernel(name, name, arguments, lambda buffers: _BitsEmitter(plan, reader, pad_bit, buffers).emit())
+    return build_kernel(
+        name, name, arguments, lambda buffers: _BitsEmitter(plan, reader, pool, pad_bit, buffers).emit()
+    )
 
 
 class _BitsEmitter(ConvEmitter):
     """Results become bits of a word per pixel and 32 channels; words become the reader's activation image by image."""
 
-    def __init__(self, plan: PopcountPlan, reader: ConvGeometry, pad_bit: int, buffers: Mapping[str, Buffer]) -> None:
+    def __init__(
+        self,
+        plan: PopcountPlan,
+        reader: ConvGeometry,
+        pool: ConvGeometry | None,
+        pad_bit: int,
+        buffers: Mapping[str, Buffer],
+    ) -> None:
         super().__init__(plan, buffers)
         self.reader = reader
+        self.writer = ActivationWriter(reader, pool, buffers)
         self.pad_bit = pad_bit
         #: Pixels of a row of halves: what lies behind the last one belongs to no pixel.
         self.stride = plan.pixels + 2 * self.unit.lanes
@@ -146,6 +161,7 @@ class _BitsEmitter(ConvEmitter):
     def end_image(self, image: Expr) -> None:
         """Join halves to words and copy them into the reader's activation."""
         pixels, channels = self.plan.pixels, self.plan.geometry.out_channels
+        self.writer.clear()
         lanes = min(self.unit.lanes, 1 << (pixels.bit_length() - 1))
 
         def join_halves(word: int | Expr, count: int) -> None:
@@ -162,7 +178,7 @@ class _BitsEmitter(ConvEmitter):
                 at(pixels // lanes * lanes + pixel, 1)
             ring = constant((1 << count) - 1 if self.pad_bit else 0, "uint64")
             plane = bind((image * self.words + word) * (self.reader.padded_height * self.reader.padded_width))
-            copy_into_ring(self.reader, self.joined, 0, self.buffers["output"], plane, ring)
+            self.writer.write(self.joined, 0, word, self.buffers["output"], plane, ring)
 
         with serial(channels // WORD_BITS) as word:
             join_halves(word, WORD_BITS)

@@ -144,6 +144,22 @@ def dense_reference(values: NDArray[np.int32], signs: BoolArray) -> NDArray[np.i
     return (values.astype(np.float64) @ (2 * signs.astype(np.float64) - 1).T).astype(np.int32)
 
 
+def pool_bits_reference(pool: ConvGeometry, bits: BoolArray, joined_by_and: BoolArray) -> BoolArray:
+    """Bits [N, C, H, W] joined over the windows of a max-pool: by AND in the channels bool [C], by OR in the others."""
+    pooled = np.zeros((*bits.shape[:2], pool.out_height, pool.out_width), np.bool_)
+    for y, x in np.ndindex(*pooled.shape[2:]):
+        top, left = y * pool.strides[0] - pool.pads[0], x * pool.strides[1] - pool.pads[1]
+        rows, columns = (
+            [i for i in range(first, first + size * step, step) if 0 <= i < extent]
+            for first, size, step, extent in zip(
+                (top, left), pool.kernel, pool.dilations, (pool.height, pool.width), strict=True
+            )
+        )
+        window = bits[:, :, rows][:, :, :, columns]
+        pooled[:, :, y, x] = np.where(joined_by_and, window.all(axis=(2, 3)), window.any(axis=(2, 3)))
+    return pooled
+
+
 def epilogue_reference(
     z: NDArray[np.int32], scale: FloatArray | None, bias: FloatArray | None, *, fused: bool
 ) -> NDArray[np.float32]:

@@ -9,16 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bnn_compiler.constants import Array
-from bnn_compiler.kernels.bit_thresholds import bit_thresholds
 from bnn_compiler.kernels.cost_model import CostModel
 from bnn_compiler.kernels.derived_constant import Constant, DerivedConstant
 from bnn_compiler.kernels.kernel_work import ListWork
 from bnn_compiler.kernels.layer_kernels import (
     GIVES_BITS_ATTR,
+    Handover,
     Kernel,
     LayerKernels,
     alphabet_of,
-    largest_activation,
     needs_correction,
     output_map,
     pack_kernel,
@@ -27,6 +26,7 @@ from bnn_compiler.kernels.layer_kernels import (
 )
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.schedules.bit_planes import PlaneLayout, make_bit_planes
+from bnn_compiler.schedules.bit_pool import pool_masks
 from bnn_compiler.schedules.bit_unslice import MOST_BITS
 from bnn_compiler.schedules.bitsliced_bits import (
     bitsliced_conv2d_bits,
@@ -191,19 +191,20 @@ def bitsliced_kernels(spec: BinarySpec, isa: Isa, plan: BitslicedPlan) -> LayerK
         Kernel(function, (*tables, *constants, *mapped.arguments), spec.output_shape, "float32"),
     )
 
-    def bits_for(reader: BinarySpec) -> tuple[Kernel, ...] | None:
-        largest = spec.fan_in * largest_activation(spec)
-        found = bit_thresholds(mapped, largest, reader, fused=isa.fused_multiply_add)
-        if found is None or reader.geometry is None:
+    def bits_for(handover: Handover) -> tuple[Kernel, ...] | None:
+        read = handover.reader.geometry
+        if read is None:
             return None
         bounds = bitsliced_conv2d_bits_constants(
-            layout, signs, found.bounds, found.inverted, zero_padded=corrected, zero=zero
+            layout, signs, handover.bounds, handover.inverted, zero_padded=corrected, zero=zero
         )
         count = bitsliced_conv2d_bits(layout, program, bounds, isa=isa).with_attr(GIVES_BITS_ATTR, len(tables))
         rows = (spec.out_channels, layout.words_per_row)
-        pack = pack_bit_rows(layout, reader.geometry, pad_bit=ring_code(reader))
-        bits = conv_bits_shape(reader.geometry, alphabet_of(reader))
-        return Kernel(count, (*tables, *bounds), rows, "uint64"), Kernel(pack, (), bits, "uint64")
+        masks = pool_masks(read, handover.joined_by_and)
+        pad_bit = ring_code(handover.reader)
+        pack = pack_bit_rows(layout, read, pad_bit=pad_bit, pool=handover.pool, masked=bool(masks))
+        bits = conv_bits_shape(read, alphabet_of(handover.reader))
+        return Kernel(count, (*tables, *bounds), rows, "uint64"), Kernel(pack, masks, bits, "uint64")
 
     return LayerKernels("bitsliced", stages, mapped, bits_for)
 

@@ -23,6 +23,7 @@ from tvm import tirx
 from bnn_compiler.constants import Array
 from bnn_compiler.kernels.derived_constant import Constant
 from bnn_compiler.layers import BinarySpec
+from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.pack import pack_conv_activations, pack_dense_activations
 from bnn_compiler.schedules.pack_rule import PackRule
@@ -58,9 +59,9 @@ class LayerKernels:
     algorithm: Literal["popcount", "bitsliced"]
     stages: tuple[Kernel, ...]
     output: OutputMap
-    #: The stages in place of the last one for a reader that packs the result: they give its packed activation. None
-    #: where the kernels cannot, or the reader's bits are no thresholds of z.
-    bits_for: Callable[[BinarySpec], tuple[Kernel, ...] | None] = lambda _reader: None
+    #: The stages in place of the last one where bits are handed on: they give the reader's packed activation. None
+    #: where the kernels cannot.
+    bits_for: Callable[[Handover], tuple[Kernel, ...] | None] = lambda _handover: None
 
     @property
     def product(self) -> Kernel:
@@ -71,6 +72,21 @@ class LayerKernels:
     def constants(self) -> tuple[Constant, ...]:
         """Weights, thresholds, scales and tables: all that the layer needs besides its input."""
         return tuple(constant for kernel in self.stages for constant in kernel.constants)
+
+
+@dataclass(frozen=True, eq=False)
+class Handover:
+    """The bits that a layer hands on: channel c gives [z >= bounds[c]], or the opposite where ``inverted[c]``.
+
+    int64[O] and bool[O]. They go through ``pool``, a max-pool (or None), which joins the bits of a window by OR, or by
+    AND where ``joined_by_and[c]``; then they are packed as ``reader``, and all that read alike, wants them.
+    """
+
+    reader: BinarySpec
+    pool: ConvGeometry | None
+    bounds: Array
+    inverted: Array
+    joined_by_and: Array
 
 
 @dataclass(frozen=True, eq=False)

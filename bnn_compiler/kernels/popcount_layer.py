@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from bnn_compiler.kernels.bit_thresholds import bit_thresholds
 from bnn_compiler.kernels.layer_kernels import (
     GIVES_BITS_ATTR,
+    Handover,
     Kernel,
     LayerKernels,
     alphabet_of,
-    largest_activation,
     needs_correction,
     output_map,
     pack_kernel,
@@ -18,6 +17,7 @@ from bnn_compiler.kernels.layer_kernels import (
     zero_of,
 )
 from bnn_compiler.layers import BinarySpec
+from bnn_compiler.schedules.bit_pool import pool_masks
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.popcount_conv import popcount_conv2d, popcount_conv2d_constants
 from bnn_compiler.schedules.popcount_conv_bits import (
@@ -44,18 +44,17 @@ def popcount_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
         constants = popcount_dense_constants(signs, **codes)
     product = Kernel(function, (*constants, *mapped.arguments), spec.output_shape, "float32")
 
-    def bits_for(reader: BinarySpec) -> tuple[Kernel, ...] | None:
-        geometry, read = spec.geometry, reader.geometry
+    def bits_for(handover: Handover) -> tuple[Kernel, ...] | None:
+        geometry, read = spec.geometry, handover.reader.geometry
         if geometry is None or read is None or not can_read_bits(read):
             return None
-        found = bit_thresholds(mapped, spec.fan_in * largest_activation(spec), reader, fused=isa.fused_multiply_add)
-        if found is None:
-            return None
         bounds = popcount_conv2d_bits_constants(
-            geometry, constants, found.bounds, found.inverted, alphabet=codes["alphabet"]
+            geometry, constants, handover.bounds, handover.inverted, alphabet=codes["alphabet"]
         )
-        count = popcount_conv2d_bits(geometry, read, pad_bit=ring_code(reader), isa=isa, **codes)
-        shape = conv_bits_shape(read, alphabet_of(reader))
-        return (Kernel(count.with_attr(GIVES_BITS_ATTR, 1), bounds, shape, "uint64"),)
+        masks = pool_masks(read, handover.joined_by_and)
+        options: dict[str, Any] = {"pad_bit": ring_code(handover.reader), "pool": handover.pool, "masked": bool(masks)}
+        count = popcount_conv2d_bits(geometry, read, isa=isa, **options, **codes)
+        shape = conv_bits_shape(read, alphabet_of(handover.reader))
+        return (Kernel(count.with_attr(GIVES_BITS_ATTR, 1), (*bounds, *masks), shape, "uint64"),)
 
     return LayerKernels("popcount", (pack_kernel(spec, isa), product), mapped, bits_for)

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bnn_compiler.schedules.bit_pool import can_pool
 from bnn_compiler.schedules.channel_program import ALL_MINUS, ALL_PLUS, ChannelTree
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.pack_rule import PackRule
@@ -53,9 +54,31 @@ def grow_trees(signs: NDArray[np.bool_], groups: int, kind: TreeKind, rng: np.ra
 
 
 def reader_of(writer: ConvGeometry, *, groups: int = 1, pads: tuple[int, int, int, int] = (0, 0, 0, 0)) -> ConvGeometry:
-    """A 1x1 convolution of the output of ``writer``."""
+    """A 1x1 convolution of the output of ``writer``, which may be a pool."""
     batch, channels, height, width = writer.batch, writer.out_channels, writer.out_height, writer.out_width
     return ConvGeometry(batch, channels, height, width, groups, (1, 1), pads=pads, groups=groups)
+
+
+#: Kernel, strides, pads (top, left, bottom, right) and dilations of max-pools; those that do not fit are left out.
+POOLS: tuple[tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int], tuple[int, int]], ...] = (
+    ((2, 2), (2, 2), (0, 0, 0, 0), (1, 1)),
+    ((3, 3), (2, 2), (1, 1, 1, 1), (1, 1)),
+    ((3, 2), (1, 1), (1, 0, 0, 1), (1, 2)),
+    ((1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+    ((2, 3), (3, 2), (0, 1, 1, 2), (2, 1)),
+    ((4, 4), (1, 2), (3, 3, 2, 1), (1, 1)),
+)
+
+
+def pool_of(writer: ConvGeometry, index: int) -> ConvGeometry:
+    """One of the max-pools that fit the output of ``writer``."""
+    channels, height, width = writer.out_channels, writer.out_height, writer.out_width
+    pools = [
+        ConvGeometry(writer.batch, channels, height, width, channels, kernel, strides, pads, dilations, channels)
+        for kernel, strides, pads, dilations in POOLS
+    ]
+    fitting = [pool for pool in pools if min(pool.out_height, pool.out_width) > 0 and can_pool(pool)]
+    return fitting[index % len(fitting)]
 
 
 def random_layer(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bnn_compiler.schedules.bit_planes import make_bit_planes
+from bnn_compiler.schedules.bit_pool import pool_masks
 from bnn_compiler.schedules.bitsliced_bits import (
     bitsliced_conv2d_bits,
     bitsliced_conv2d_bits_constants,
@@ -23,7 +24,7 @@ from bnn_compiler.schedules.popcount_conv import popcount_conv2d, popcount_conv2
 from bnn_compiler.schedules.popcount_conv_bits import popcount_conv2d_bits, popcount_conv2d_bits_constants
 from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 from bnn_compiler.schedules.program_expansion import expand_program, pack_node_vectors
-from tests.schedules.bitsliced_harness import grow_trees, random_layer, random_signs, reader_of
+from tests.schedules.bitsliced_harness import grow_trees, pool_of, random_layer, random_signs, reader_of
 from tests.schedules.kernel_harness import Array, CompiledKernels, cpu_target
 from tests.schedules.paddings import PADDINGS
 
@@ -77,6 +78,9 @@ def run_guarded(cpu: str, side: str) -> None:
             layout, signs, thresholds, thresholds > 2, zero_padded=padding.zero_padded
         )
         reader = reader_of(geometry, pads=(1, 0, 2, 1))
+        pool = pool_of(geometry, i)
+        pool_reader = reader_of(pool, pads=(1, 0, 2, 1))
+        masks = pool_masks(pool_reader, np.ones(geometry.out_channels, np.bool_))
         options: dict[str, Any] = {"alphabet": padding.alphabet, "zero_padded": padding.zero_padded}
         popcount_constants = popcount_conv2d_constants(geometry, signs, **options)
         bounds = popcount_conv2d_bits_constants(
@@ -91,8 +95,12 @@ def run_guarded(cpu: str, side: str) -> None:
                 "count": bitsliced_conv2d(layout, program, constants, has_scale=True, has_bias=True, isa=isa),
                 "threshold": bitsliced_conv2d_bits(layout, program, threshold_constants, isa=isa),
                 "rows": pack_bit_rows(layout, reader, pad_bit=1),
+                "pooled_rows": pack_bit_rows(layout, pool_reader, pad_bit=1, pool=pool, masked=True),
                 "popcount": popcount_conv2d(geometry, has_scale=True, has_bias=True, isa=isa, **options),
                 "popcount_bits": popcount_conv2d_bits(geometry, reader, pad_bit=1, isa=isa, **options),
+                "popcount_pooled_bits": popcount_conv2d_bits(
+                    geometry, pool_reader, pad_bit=1, isa=isa, pool=pool, masked=True, **options
+                ),
             },
         )
 
@@ -113,6 +121,8 @@ def run_guarded(cpu: str, side: str) -> None:
         arguments = [inside(array) for array in (*first_rows, *threshold_constants)]
         kernels.run_in_place("threshold", [planes, indices, nodes, *arguments], rows)
         kernels.run_in_place("rows", [rows], inside(np.zeros(conv_bits_shape(reader, "bipolar"), np.uint64)))
+        pooled_bits = np.zeros(conv_bits_shape(pool_reader, "bipolar"), np.uint64)
+        kernels.run_in_place("pooled_rows", [rows, *map(inside, masks)], inside(pooled_bits))
         bits = inside(bits)
         arguments = [bits, *(inside(array) for array in (*popcount_constants, *parameters))]
         kernels.run_in_place("popcount", arguments, inside(z.astype(np.float32)))
@@ -120,3 +130,4 @@ def run_guarded(cpu: str, side: str) -> None:
         kernels.run_in_place(
             "popcount_bits", arguments, inside(np.zeros(conv_bits_shape(reader, "bipolar"), np.uint64))
         )
+        kernels.run_in_place("popcount_pooled_bits", [*arguments, *map(inside, masks)], inside(pooled_bits))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bnn_compiler.schedules.bit_planes import PlaneLayout, make_bit_planes
+from bnn_compiler.schedules.bit_pool import pool_masks
 from bnn_compiler.schedules.bitsliced_bits import (
     bitsliced_conv2d_bits,
     bitsliced_conv2d_bits_constants,
@@ -20,10 +21,11 @@ from bnn_compiler.schedules.channel_program import make_program
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
-from bnn_compiler.schedules.reference import pack_conv_reference
+from bnn_compiler.schedules.reference import pack_conv_reference, pool_bits_reference
 from tests.schedules.bitsliced_harness import (
     TREES,
     grow_trees,
+    pool_of,
     random_layer,
     random_signs,
     random_thresholds,
@@ -41,17 +43,18 @@ class Case:
     reader_groups: int = 1
     reader_pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     pad_bit: int = 0
+    pool: ConvGeometry | None = None
 
     @property
     def reader(self) -> ConvGeometry:
         """The convolution that the bits are for."""
-        return reader_of(self.writer, groups=self.reader_groups, pads=self.reader_pads)
+        return reader_of(self.pool or self.writer, groups=self.reader_groups, pads=self.reader_pads)
 
 
 def _check(cpu: str, cases: dict[str, Case]) -> None:
     isa = runnable_isa(cpu)
     functions: dict[str, Any] = {}
-    runs: list[tuple[str, PlaneLayout, Array, list[Array], Array]] = []
+    runs: list[tuple[str, PlaneLayout, Array, list[Array], list[Array], Array]] = []
     for i, (name, case) in enumerate(cases.items()):
         rng = np.random.default_rng(i)
         tree = TREES[i % len(TREES)]
@@ -65,21 +68,29 @@ def _check(cpu: str, cases: dict[str, Case]) -> None:
         )
         functions[f"planes{i}"] = make_bit_planes(layout, f"planes{i}")
         functions[f"count{i}"] = bitsliced_conv2d_bits(layout, program, constants, isa=isa)
-        functions[f"pack{i}"] = pack_bit_rows(layout, case.reader, pad_bit=case.pad_bit)
         first_rows = [program.first_rows] if case.writer.groups > 1 else []
         column = (-1, 1, 1)
         reached = (z >= thresholds.reshape(column)) ^ inverted.reshape(column)
+        masks: list[Array] = []
+        if case.pool is not None:
+            joined_by_and = rng.random(len(signs)) < (i % 3) / 2
+            reached = pool_bits_reference(case.pool, reached, joined_by_and)
+            masks = list(pool_masks(case.reader, joined_by_and))
+        functions[f"pack{i}"] = pack_bit_rows(
+            layout, case.reader, pad_bit=case.pad_bit, pool=case.pool, masked=bool(masks)
+        )
         expected = pack_conv_reference(
             case.reader, reached.astype(np.float32), PackRule("gt"), (), pad_code=case.pad_bit, fused=True
         )
-        runs.append((name, layout, bits, [program.indices, program.nodes, *first_rows, *constants], expected))
+        arguments: list[Array] = [program.indices, program.nodes, *first_rows, *constants]
+        runs.append((name, layout, bits, arguments, masks, expected))
     kernels = CompiledKernels(cpu, functions)
-    for i, (name, layout, bits, arguments, expected) in enumerate(runs):
+    for i, (name, layout, bits, arguments, masks, expected) in enumerate(runs):
         planes = kernels.run(f"planes{i}", [bits], layout.shape, "uint64")
         rows_shape = (layout.geometry.out_channels, layout.words_per_row)
         rows = kernels.run(f"count{i}", [planes, *arguments], rows_shape, "uint64")
         assert expected.shape == conv_bits_shape(cases[name].reader, "bipolar")
-        found = kernels.run(f"pack{i}", [rows], expected.shape, "uint64")
+        found = kernels.run(f"pack{i}", [rows, *masks], expected.shape, "uint64")
         np.testing.assert_array_equal(found, expected, err_msg=name)
 
 
@@ -93,6 +104,17 @@ def test_shapes(cpu: str) -> None:
         pads = [(0, 0, 0, 0), (1, 1, 1, 1), (2, 0, 1, 3)][i % 3]
         cases[name] = Case(geometry, next(paddings), groups, pads, i % 2)
     _check(cpu, cases if cpu == "znver4" else dict(list(cases.items())[X86_CPUS.index(cpu) - 1 :: 3]))
+
+
+@pytest.mark.parametrize("cpu", X86_CPUS)
+def test_pools(cpu: str) -> None:
+    """Every geometry before one of the max-pools; a third of them on the older CPUs."""
+    cases = {}
+    for i, (name, geometry) in list(enumerate(GEOMETRIES.items()))[:: 1 if cpu == "znver4" else 3]:
+        groups = 2 if geometry.out_channels % 2 == 0 else 1
+        pads = [(0, 0, 0, 0), (1, 1, 1, 1), (2, 0, 1, 3)][i % 3]
+        cases[name] = Case(geometry, PADDINGS["bipolar-zero"], groups, pads, i % 2, pool_of(geometry, i))
+    _check(cpu, cases)
 
 
 @pytest.mark.parametrize("padding", PADDINGS)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from bnn_compiler.schedules.bit_pool import pool_masks
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount_conv import popcount_conv2d_constants
 from bnn_compiler.schedules.popcount_conv_bits import popcount_conv2d_bits, popcount_conv2d_bits_constants
-from bnn_compiler.schedules.reference import binarise, conv2d_reference, pack_conv_reference, values_of
-from tests.schedules.bitsliced_harness import random_layer, random_signs, random_thresholds, reader_of
+from bnn_compiler.schedules.reference import (
+    binarise,
+    conv2d_reference,
+    pack_conv_reference,
+    pool_bits_reference,
+    values_of,
+)
+from tests.schedules.bitsliced_harness import pool_of, random_layer, random_signs, random_thresholds, reader_of
 from tests.schedules.code_cases import CODES, Codes, code_activations, code_rule
 from tests.schedules.kernel_harness import X86_CPUS, Array, CompiledKernels, runnable_isa
 from tests.schedules.paddings import PADDINGS, Padding
@@ -31,7 +39,9 @@ READER_PADS = [(0, 0, 0, 0), (1, 1, 1, 1), (2, 0, 1, 3)]
 class Case:
     """A layer, its reader's padding, and the bits that must come out."""
 
-    def __init__(self, writer: ConvGeometry, source: Padding | Codes, isa: Isa, seed: int) -> None:
+    def __init__(
+        self, writer: ConvGeometry, source: Padding | Codes, isa: Isa, seed: int, *, pooled: bool = False
+    ) -> None:
         rng = np.random.default_rng(seed)
         signs = random_signs(writer, "random", rng)
         options: dict[str, Any] = {"alphabet": source.alphabet}
@@ -51,10 +61,17 @@ class Case:
             writer, constants, thresholds, inverted, alphabet=source.alphabet
         )
         pad_bit = seed % 2
-        reader = reader_of(writer, pads=READER_PADS[seed % 3])
-        self.kernel = popcount_conv2d_bits(writer, reader, pad_bit=pad_bit, isa=isa, **options)
         column = (-1, 1, 1)
         reached = (z >= thresholds.reshape(column)) ^ inverted.reshape(column)
+        pool = pool_of(writer, seed) if pooled else None
+        reader = reader_of(pool or writer, pads=READER_PADS[seed % 3])
+        if pool is not None:
+            joined_by_and = rng.random(len(signs)) < (seed % 3) / 2
+            reached = pool_bits_reference(pool, reached, joined_by_and)
+            masks = pool_masks(reader, joined_by_and)
+            self.constants = (*self.constants, *masks)
+            options |= {"pool": pool, "masked": bool(masks)}
+        self.kernel = popcount_conv2d_bits(writer, reader, pad_bit=pad_bit, isa=isa, **options)
         self.expected = pack_conv_reference(
             reader, reached.astype(np.float32), PackRule("gt"), (), pad_code=pad_bit, fused=True
         )
@@ -81,6 +98,29 @@ def test_bits(cpu: str) -> None:
             for seed, ((name, writer), (padding_name, padding)) in enumerate(chosen)
         },
     )
+
+
+@pytest.mark.parametrize("cpu", X86_CPUS)
+def test_pooled_bits(cpu: str) -> None:
+    """Every geometry before one of the max-pools; a third of them on the older CPUs."""
+    isa = runnable_isa(cpu)
+    chosen = list(enumerate(WRITERS.items()))[:: 1 if cpu == "znver4" else 3]
+    padding = PADDINGS["bipolar-zero"]
+    _check(cpu, {name: Case(writer, padding, isa, seed, pooled=True) for seed, (name, writer) in chosen})
+
+
+def test_a_pool_that_does_not_fit_is_refused() -> None:
+    isa = runnable_isa("x86-64")
+    writer = ConvGeometry(1, 16, 5, 6, 64, (1, 1))
+    options: dict[str, Any] = {"alphabet": "bipolar", "zero_padded": False, "pad_bit": 0, "isa": isa}
+    pool = pool_of(writer, 0)
+    with pytest.raises(ValueError, match="do not fit a convolution"):
+        popcount_conv2d_bits(writer, reader_of(writer), pool=pool, **options)
+    with pytest.raises(ValueError, match="do not fit a max-pool"):
+        popcount_conv2d_bits(writer, reader_of(pool), pool=replace(pool, height=7), **options)
+    outside = replace(pool, pads=(2, 0, 0, 0))  # the first window holds padding alone
+    with pytest.raises(ValueError, match="do not fit a max-pool"):
+        popcount_conv2d_bits(writer, reader_of(outside), pool=outside, **options)
 
 
 @pytest.mark.parametrize("cpu", ["znver4", "haswell"])
