@@ -1,9 +1,10 @@
 """Float layers beside ONNX Runtime: one-layer models, one thread, both timed in turn in one run.
 
-    python benchmarks/float_layers.py [--target native] [--only SUBSTRING] [--json out.json]
+    python benchmarks/float_layers.py [--network FILE.onnx ...] [--target native] [--only SUBSTRING] [--json out.json]
 
 Times are of the bare calls on buffers bound beforehand (an I/O binding there, a stateful VM call here): no copies on
-either side. A ratio above 1 means faster than ONNX Runtime. Layers are in float_layers.json.
+either side. A ratio above 1 means faster than ONNX Runtime. Layers are in float_layers.json, or with ``--network`` all
+products that stay float and all pools of these networks, with the networks' own weights.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import tvm
+from network_layers import FloatLayer, float_layers
 from onnx import TensorProto, helper, numpy_helper
 from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
@@ -45,6 +47,7 @@ class Timing:
     peer_min: float
     peer_median: float
     error: float
+    macs: int = 0
 
     @property
     def ratio_min(self) -> float:
@@ -81,27 +84,29 @@ def compile_layer(model: onnx.ModelProto, target: tvm.target.Target) -> relax.Vi
     return relax.VirtualMachine(relax.build(module, target), tvm.cpu())
 
 
-def measure(layer: dict[str, Any], target: tvm.target.Target) -> Timing:
+def measure(layer: FloatLayer, target: tvm.target.Target) -> Timing:
     """Time one layer in both engines and compare their results."""
-    model = make_model(layer)
-    x = np.random.default_rng(1).standard_normal(layer["input"]).astype(np.float32)
+    value = layer.model.graph.input[0]
+    shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
 
-    machine = compile_layer(model, target)
+    machine = compile_layer(layer.model, target)
     machine.set_input("main", tvm.runtime.tensor(x))
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    reference = session.run(None, {"x": x})[0]
+    session = onnxruntime.InferenceSession(layer.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    reference = session.run(None, {value.name: x})[0]
     binding = session.io_binding()
-    binding.bind_cpu_input("x", x)
+    binding.bind_cpu_input(value.name, x)
     result = onnxruntime.OrtValue.ortvalue_from_numpy(reference)
-    binding.bind_ortvalue_output("y", result)
+    binding.bind_ortvalue_output(layer.model.graph.output[0].name, result)
 
     machine.invoke_stateful("main")
     error = _relative_error(machine.get_outputs("main").numpy(), reference)
     ours, peer = _alternate(lambda: machine.invoke_stateful("main"), lambda: session.run_with_iobinding(binding))
-    return Timing(layer["name"], min(ours), float(np.median(ours)), min(peer), float(np.median(peer)), error)
+    medians = float(np.median(ours)), float(np.median(peer))
+    return Timing(layer.name, min(ours), medians[0], min(peer), medians[1], error, layer.macs)
 
 
 def _relative_error(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
@@ -128,19 +133,26 @@ def _alternate(*calls: Callable[[], object]) -> list[list[float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", type=Path, nargs="+", default=[], help="ONNX files to take the layers from")
     parser.add_argument("--target", default="native", help="as for bnnc compile")
     parser.add_argument("--only", default="", help="layers whose name contains this")
     parser.add_argument("--json", type=Path, help="write the table as JSON too")
     arguments = parser.parse_args()
     target = parse_target(arguments.target).tvm_target
+    if arguments.network:
+        # By name: networks share layers.
+        layers = list({layer.name: layer for path in arguments.network for layer in float_layers(path)}.values())
+    else:
+        layers = [FloatLayer(entry["name"], make_model(entry), 0) for entry in json.loads(LAYERS.read_text())]
     timings = []
-    print(f"{'layer':44} {'ours us':>9} {'ORT us':>9} {'ratio min':>9} {'median':>7} {'error':>8}")
-    for layer in json.loads(LAYERS.read_text()):
-        if arguments.only in layer["name"]:
+    print(f"{'layer':52} {'ours us':>9} {'ORT us':>9} {'ratio min':>9} {'median':>7} {'GMAC/s':>7} {'error':>8}")
+    for layer in layers:
+        if arguments.only in layer.name:
             t = measure(layer, target)
             timings.append(t)
-            numbers = f"{t.ours_min:9.1f} {t.peer_min:9.1f} {t.ratio_min:9.2f} {t.ratio_median:7.2f} {t.error:8.1e}"
-            print(f"{t.name:44} {numbers}", flush=True)
+            speed = f"{t.macs / t.ours_min / 1e3:7.1f}" if t.macs else " " * 7
+            numbers = f"{t.ours_min:9.1f} {t.peer_min:9.1f} {t.ratio_min:9.2f} {t.ratio_median:7.2f} {speed}"
+            print(f"{t.name:52} {numbers} {t.error:8.1e}", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(t) for t in timings], indent=1) + "\n")
 

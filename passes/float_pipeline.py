@@ -7,6 +7,7 @@ from tvm import relax
 
 from .fold_batch_norm import FoldBatchNorm
 from .fuse_named_ops import FuseNamedOps
+from .hoist_max_pool import HoistMaxPool
 from .lift_derived_constants import FUNCTION as DERIVATION
 from .lower_float_ops import LowerFloatOps
 from .lower_sorts import LowerSorts
@@ -42,6 +43,7 @@ def float_pipeline(target: tvm.target.Target) -> list[tvm.transform.Pass]:
         # Phase 1: operators that have a better form than their definition.
         FoldBatchNorm(),
         relax.transform.DecomposeOpsForInference(),
+        HoistMaxPool(),
         # Phase 2: our own kernels, then TVM's definition of everything else.
         LowerFloatOps(target),
         LowerSorts(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,14 +11,23 @@ import tvm
 from tvm import relax, tirx
 
 from bnn_compiler.constants import ConstantEvaluator, dtype_of, op_name, static_shape
-from bnn_compiler.schedules.float_conv import conv_kernel, pack_conv_weight, plan_conv
+from bnn_compiler.schedules.float_conv_choice import (
+    FloatConvPlan,
+    float_conv_kernel,
+    pack_float_conv_weight,
+    plan_float_conv,
+    plan_pooled_conv,
+)
 from bnn_compiler.schedules.float_gemm import gemm_kernel, pack_gemm_weight, plan_gemm
 from bnn_compiler.schedules.float_pool import PoolKind, PoolPlan, average_weights, pool_kernel
 from bnn_compiler.schedules.float_reduce import ReducePlan, reduce_kernel, softmax_kernel
 from bnn_compiler.schedules.float_transpose import plan_transpose, transpose_kernel
 from bnn_compiler.schedules.float_vector import FloatVector, float_vector
+from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import detect_isa
 from bnn_compiler.window_geometry import window_geometry, window_pads
+
+from .hoist_max_pool import count_readers, windows_hold_pixels
 
 _DATA_LAYOUTS = {1: "NCW", 2: "NCHW"}
 _KERNEL_LAYOUTS = {1: "OIW", 2: "OIHW"}
@@ -30,7 +40,7 @@ class LowerFloatOps:
     1. Operands and result are float32 tensors of static shape.
     2. ``nn.conv1d`` and ``nn.conv2d`` in NC(H)W with a constant OI(H)W weight, any stride, dilation, padding and
        groups; the weight is re-packed here.
-    3. 1-D and 2-D max and average pools in NC(H)W.
+    3. 1-D and 2-D max and average pools in NC(H)W; a max-pool that alone reads a convolution joins its kernel.
     4. ``sum``, ``mean``, ``max`` and ``min`` over the last one or two axes; ``nn.softmax`` over the last axis.
     5. ``permute_dims`` that amounts to transposing matrices (NCHW to NHWC and back) at least a vector wide and high.
     6. ``matmul`` of matrices, or of any stack of rows with a constant matrix (re-packed here).
@@ -60,6 +70,8 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         super().__init__(module)
         self._vector = vector
         self._constants = ConstantEvaluator({})
+        self._bindings: dict[relax.Var, relax.Expr] = {}
+        self._readers: Counter[relax.Var] = Counter()
         self._rules: dict[str, Callable[[relax.Call], relax.Expr | None]] = {
             "relax.nn.conv1d": self._convolution,
             "relax.nn.conv2d": self._convolution,
@@ -78,7 +90,9 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
 
     def lower(self, variable: tvm.ir.GlobalVar, function: relax.Function) -> None:
         """Replace ``function`` in the builder's module by its lowered form."""
-        self._constants = ConstantEvaluator({b.var: b.value for block in function.body.blocks for b in block.bindings})
+        self._bindings = {b.var: b.value for block in function.body.blocks for b in block.bindings}
+        self._readers = count_readers(function)
+        self._constants = ConstantEvaluator(self._bindings)
         self.builder_.update_func(variable, self.visit_expr(function))
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
@@ -88,21 +102,42 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         return super().visit_call_(call) if lowered is None else lowered
 
     def _convolution(self, call: relax.Call) -> relax.Expr | None:
+        geometry = self._conv_geometry(call)
+        return None if geometry is None else self._convolve(call, plan_float_conv(geometry, self._vector), call)
+
+    def _conv_geometry(self, call: relax.Call) -> ConvGeometry | None:
+        """The geometry of a convolution that there is a kernel for, or None."""
         attrs = call.attrs
-        weight = self._constants.value(call.args[1])
         shape, out_shape = static_shape(call.args[0]), static_shape(call)
         assert shape is not None and out_shape is not None
+        weight = self._constants.value(call.args[1])
         rank = len(shape) - 2
         layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
         if weight is None or layouts != (_DATA_LAYOUTS[rank], _KERNEL_LAYOUTS[rank], _DATA_LAYOUTS[rank]):
             return None
         if weight.size == 0 or 0 in out_shape:
             return None
-        geometry = window_geometry(shape, out_shape, weight.shape[2:], attrs, int(attrs.groups))
-        plan = plan_conv(geometry, self._vector)
-        kernel = self._kernel((plan, rank), f"float_conv{rank}d", lambda: conv_kernel(plan, rank))
-        packed = relax.const(pack_conv_weight(plan, weight))
-        return relax.call_tir(kernel, [self.visit_expr(call.args[0]), packed], out_ty=_tensor(out_shape))
+        return window_geometry(shape, out_shape, weight.shape[2:], attrs, int(attrs.groups))
+
+    def _convolve(self, conv: relax.Call, plan: FloatConvPlan, result: relax.Call) -> relax.Expr:
+        """The kernel call for ``conv`` and what ``plan`` computes behind it, of the shape of ``result``."""
+        out_shape = static_shape(result)
+        weight = self._constants.value(conv.args[1])
+        assert out_shape is not None and weight is not None
+        rank = len(out_shape) - 2
+        kernel = self._kernel((plan, rank), f"float_conv{rank}d", lambda: float_conv_kernel(plan, rank))
+        packed = relax.const(pack_float_conv_weight(plan, weight))
+        return relax.call_tir(kernel, [self.visit_expr(conv.args[0]), packed], out_ty=_tensor(out_shape))
+
+    def _pooled_convolution(self, call: relax.Call, pool: ConvGeometry) -> relax.Expr | None:
+        """A max-pool and the convolution that it alone reads, in one kernel, where that is possible and faster."""
+        source = call.args[0]
+        conv = self._bindings.get(source) if isinstance(source, relax.Var) and self._readers[source] == 1 else None
+        if op_name(conv) != "relax.nn.conv2d" or not _is_static_float(conv) or not windows_hold_pixels(pool):
+            return None
+        geometry = self._conv_geometry(conv)
+        plan = None if geometry is None else plan_pooled_conv(geometry, pool, self._vector)
+        return None if plan is None else self._convolve(conv, plan, call)
 
     def _pool(self, call: relax.Call) -> relax.Expr | None:
         attrs = call.attrs
@@ -113,6 +148,8 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
             return None
         geometry = window_geometry(shape, out_shape, attrs.pool_size, attrs, shape[1])
         kind: PoolKind = "max" if "max" in op_name(call) else "average"
+        if kind == "max" and (fused := self._pooled_convolution(call, geometry)) is not None:
+            return fused
         plan = PoolPlan(geometry, kind, self._vector.lanes, rank)
         kernel = self._kernel(plan, f"float_{kind}_pool{rank}d", lambda: pool_kernel(plan))
         arguments = [self.visit_expr(call.args[0])]

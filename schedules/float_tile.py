@@ -8,7 +8,7 @@ the accumulators to registers; what stays a loop is only the reduction.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,19 +105,25 @@ def tile_shapes(vector: FloatVector, max_rows: int) -> list[TileShape]:
 def register_tile(
     shape: TileShape,
     lanes: int,
-    depth: int,
+    depth: int | Sequence[int],
     load_scalar: Callable[[Expr, int], Expr],
     load_vector: Callable[[Expr, int], Expr],
     store: Callable[[int, int, Expr], None],
 ) -> None:
-    """Emit ``store(r, v, sum_k load_scalar(k, r) * load_vector(k, v))`` for every accumulator of the tile."""
+    """Emit ``store(r, v, sum_k load_scalar(k, r) * load_vector(k, v))`` for every accumulator of the tile.
+
+    ``depth`` may be several extents, of nested loops over one index k.
+    """
     vector_dtype = f"{DTYPE}x{lanes}"
     accumulators = [registers(f"accumulators_{row}", shape.vectors * lanes) for row in range(shape.rows)]
     cells = [(row, vector) for row in range(shape.rows) for vector in range(shape.vectors)]
     for row, vector in cells:
         zero = tirx.Broadcast(tirx.const(0, DTYPE), lanes)
         T.buffer_store(accumulators[row], zero, [ramp(index(vector * lanes), lanes)])
-    with serial(depth) as k:
+    with ExitStack() as nest:
+        k: Expr = index(0)
+        for extent in (depth,) if isinstance(depth, int) else depth:
+            k = k * extent + nest.enter_context(serial(extent))
         vectors = [T.Bind(load_vector(k, vector)) for vector in range(shape.vectors)]
         for row in range(shape.rows):
             # Bound next to its use: bound together, all the broadcasts would be live at once and spill.

@@ -74,22 +74,25 @@ def transpose_kernel(plan: TransposePlan) -> tirx.PrimFunc:
                     T.writes(y[whole(y)])
                     base = vb * (plan.rows * plan.columns)
                     vectors = [
-                        T.Bind(x.vload(_flat(x, base + (row + i) * plan.columns + column), f"{DTYPE}x{lanes}"))
+                        T.Bind(x.vload(flat(x, base + (row + i) * plan.columns + column), f"{DTYPE}x{lanes}"))
                         for i in range(lanes)
                     ]
-                    for j, value in enumerate(_transposed(vectors, lanes)):
+                    for j, value in enumerate(transposed(vectors, lanes)):
                         position = base + (column + j) * plan.rows + row
-                        T.buffer_store(y, value, [*_flat(y, position)[:-1], ramp(position, lanes)])
+                        T.buffer_store(y, value, [*flat(y, position)[:-1], ramp(position, lanes)])
         return builder.get()
 
 
-def _flat(buffer: Any, position: Any) -> list[Any]:
-    """Indices of a position in memory: the last index runs past its axis."""
+def flat(buffer: Any, position: Any) -> list[Any]:
+    """Indices of a position in memory (elements from the start): the last index runs past its axis."""
     return [*(index(0) for _ in buffer.ty.shape[1:]), position]
 
 
-def _transposed(vectors: list[Any], lanes: int) -> list[Any]:
-    """Exchange off-diagonal blocks of size 1, 2, 4, ... (Eklundh): log2(lanes) shuffles per vector."""
+def transposed(vectors: list[Any], lanes: int) -> list[Any]:
+    """Emit the transposition of ``lanes`` vectors of ``lanes``.
+
+    Exchange off-diagonal blocks of size 1, 2, 4, ... (Eklundh): log2(lanes) shuffles per vector.
+    """
     size = 1
     while size < lanes:
         exchanged = list(vectors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,8 +14,10 @@ import tvm
 from tvm import relax, te, tirx
 from tvm.relax.frontend.onnx import from_onnx
 
-from bnn_compiler.passes import LowerFloatOps, float_pipeline
+from bnn_compiler.passes import LowerFloatOps, float_pipeline, lower_float_ops
 from bnn_compiler.passes.schedule_float_kernels import KERNEL_ATTR, ScheduleFloatKernels
+from bnn_compiler.schedules.float_conv import plan_conv
+from bnn_compiler.schedules.float_conv_channels import plan_channel_conv
 from bnn_compiler.target import parse_target
 from tests.schedules.float_harness import FOREIGN_TARGETS, Layer, node, normal
 from tests.schedules.kernel_harness import cpu_target
@@ -186,8 +189,10 @@ def test_other_architectures_compile_to_vectors(text: str, multiply_add: str) ->
     assert re.search(rf"\b({multiply_add})\S*\s+[vq]\d", library.inspect_source("asm"))
 
 
-def test_accumulators_stay_in_registers() -> None:
-    """A tile of 8 x 3 vectors with a rest of 8 x 1: nothing spills, in either."""
+@pytest.mark.parametrize("plan", [plan_conv, plan_channel_conv])
+def test_accumulators_stay_in_registers(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile of 8 x 3 vectors of pixels with a rest of 8 x 1, or of 14 pixels x 2 with one of 6 x 2: nothing spills."""
+    monkeypatch.setattr(lower_float_ops, "plan_float_conv", plan)
     layer = Layer((node("Conv", "x w"),), normal((1, 16, 10, 16)), {"w": normal((64, 16, 1, 1), 1)})
     kernel = prim_funcs(layer.lowered(TARGET))["float_conv2d"].with_attr("global_symbol", "conv")
     assembly = tvm.compile(tvm.IRModule({"conv": kernel}), target=TARGET).mod.inspect_source("asm")

@@ -1,0 +1,421 @@
+"""Float convolution on NCHW with output channels in the lanes, for maps that do not fill vectors of pixels.
+
+A register tile holds neighbouring pixels of one output row times vectors of output channels. Each step loads one tap's
+weights and broadcasts the tap's input of every pixel, straight from the (padded) image: no columns are copied, strides
+and odd widths cost nothing. Results have their channels innermost; a transposition of lanes x lanes squares in cache
+gives NCHW. A max-pool behind the convolution runs before it, on a few rows at a time, as maxima of whole vectors.
+
+The result leaves through one sblock ``out[n, c, y, x] = ...``: elementwise consumers fuse into it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from .float_planes import nchw
+from .float_tile import (
+    DTYPE,
+    EPILOGUE_ATTR,
+    TileShape,
+    axis,
+    index,
+    parameter,
+    ramp,
+    register_tile,
+    scratch,
+    serial,
+    tile_shapes,
+    whole,
+)
+from .float_transpose import flat, transposed
+from .float_vector import FloatVector
+from .geometry import ConvGeometry
+
+# Results of a block and channel tile are written, pooled, transposed and read once each: keep them in L2.
+_MAX_BLOCK_BYTES = 256 * 1024
+# Cycles per vector of that, by size of the block: in L1, partly, in L2.
+_PASS_CYCLES = ((40 * 1024, 5), (128 * 1024, 8), (_MAX_BLOCK_BYTES, 15))
+# A tile's weights that fit beside its input in L1 come from there again for the next pixels.
+_WEIGHTS_IN_L1_BYTES = 32 * 1024
+# Short loops that start and end once per block and channel tile.
+_BLOCK_CYCLES = 100
+
+
+@dataclass(frozen=True)
+class ChannelConvPlan:
+    """Tile sizes of one kernel.
+
+    ``tile``: pixels of a row times vectors of channels. ``pool``: windows of the max-pool behind the convolution, as a
+    depthwise convolution's. ``rows_per_block`` counts rows of the result. ``columns``: where a convolution reads pixel
+    by pixel, its image is walked as rows of so many pixels; 0 for the image's own.
+    """
+
+    geometry: ConvGeometry
+    lanes: int
+    tile: TileShape
+    rows_per_block: int
+    pool: ConvGeometry | None = None
+    columns: int = 0
+
+    @cached_property
+    def walk(self) -> ConvGeometry:
+        """The convolution as it is computed."""
+        g = self.geometry
+        return replace(g, height=g.height * g.width // self.columns, width=self.columns) if self.columns else g
+
+    @property
+    def taps(self) -> int:
+        """Reduction length K."""
+        g = self.geometry
+        return g.in_channels * g.kernel[0] * g.kernel[1]
+
+    @property
+    def channel_tiles(self) -> int:
+        """Register tiles over the output channels."""
+        return -(-self.geometry.out_channels // self.width)
+
+    @property
+    def width(self) -> int:
+        """Output channels of a tile."""
+        return self.tile.vectors * self.lanes
+
+    @property
+    def packed_weight_shape(self) -> tuple[int, int, int]:
+        """Shape [channel tiles, K, channels of a tile] of the packed weight."""
+        return (self.channel_tiles, self.taps, self.width)
+
+    @property
+    def result(self) -> tuple[int, int]:
+        """Rows and columns of the result, as they are walked."""
+        shape = self.walk if self.pool is None else self.pool
+        return shape.out_height, shape.out_width
+
+    @property
+    def blocks(self) -> int:
+        """Row blocks of one image."""
+        return -(-self.result[0] // self.rows_per_block)
+
+    @property
+    def block_pixels(self) -> int:
+        """Results of a block."""
+        return self.rows_per_block * self.result[1]
+
+    @property
+    def kept_rows(self) -> int:
+        """Rows of the convolution that a block's windows share with the next block's."""
+        return 0 if self.pool is None else max(self.pool.kernel[0] - self.pool.strides[0], 0)
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of the convolution that a block reads."""
+        if self.pool is None:
+            return self.rows_per_block
+        return (self.rows_per_block - 1) * self.pool.strides[0] + self.pool.kernel[0]
+
+    @property
+    def block_bytes(self) -> int:
+        """Size of the results of a block and channel tile, before and after transposition."""
+        pixels = self.block_rows * self.walk.out_width + self.block_pixels * (1 if self.pool is None else 2)
+        return pixels * self.width * 4
+
+    def cycles(self) -> float:
+        """Estimated cycles of one image, on the scale of ``ConvPlan.cycles``."""
+        w = self.walk
+        full, rest = divmod(w.out_width, self.tile.rows)
+        tiles = [self.tile] * full + [TileShape(rest, self.tile.vectors)] * bool(rest)
+        row = sum(self._tile_cycles(tile) for tile in tiles) * self.channel_tiles
+        vectors = self.channel_tiles * self.width * self.blocks * -(-self.block_pixels // self.lanes)
+        passes = vectors * next((cycles for size, cycles in _PASS_CYCLES if self.block_bytes <= size), 24)
+        copy = 0.0
+        if any(w.pads):
+            copy = w.in_channels * w.padded_height * (w.padded_width / self.lanes * 2 + 10)
+        pooled = 0.0
+        if self.pool is not None:
+            pooled = self.channel_tiles * self.result[0] * self.result[1] * self.tile.vectors
+            pooled *= self.pool.kernel[0] * self.pool.kernel[1] / 2 + 1
+        # A block begins with its loops and with weights that another tile has driven out of L1.
+        begin = (_BLOCK_CYCLES + self.taps * self.tile.vectors * 2) * self.blocks * self.channel_tiles
+        return w.out_height * row + passes + copy + pooled + begin
+
+    def _tile_cycles(self, tile: TileShape) -> float:
+        step = tile.cycles_per_step() + 0.25
+        if self.taps * tile.vectors * self.lanes * 4 > _WEIGHTS_IN_L1_BYTES:
+            step = max(step, 2.0 * tile.vectors + 1)
+        return step * self.taps + tile.rows * tile.vectors / 2 + 15
+
+
+def plan_channel_conv(
+    geometry: ConvGeometry, vector: FloatVector, pool: ConvGeometry | None = None
+) -> ChannelConvPlan | None:
+    """Choose register tile and block height by the cycle model; None for grouped convolutions."""
+    if geometry.groups > 1:
+        return None
+    best: tuple[float, ChannelConvPlan] | None = None
+    channel_vectors = -(-geometry.out_channels // vector.lanes)
+    tiles = [tile for tile in tile_shapes(vector, 64) if tile.vectors <= channel_vectors]
+    for columns in _columns(geometry, pool):
+        for rows_per_block in range(1, 65):
+            block = ChannelConvPlan(geometry, vector.lanes, tiles[0], rows_per_block, pool, columns)
+            if rows_per_block > 1 and (rows_per_block > block.result[0] or block.block_bytes > _MAX_BLOCK_BYTES):
+                break
+            if columns and block.result[0] % rows_per_block:
+                # Such a row may be part of several rows of the image: no row can be left out of a last block.
+                continue
+            for tile in tiles:
+                plan = replace(block, tile=tile)
+                if tile.rows > plan.walk.out_width:
+                    continue
+                cycles = plan.cycles()
+                if best is None or cycles < best[0]:
+                    best = (cycles, plan)
+    return None if best is None else best[1]
+
+
+def _columns(geometry: ConvGeometry, pool: ConvGeometry | None) -> list[int]:
+    """Values of ``ChannelConvPlan.columns`` to try."""
+    if pool is not None or not (geometry.kernel == geometry.strides == (1, 1)) or any(geometry.pads):
+        return [0]
+    pixels = geometry.height * geometry.width
+    return [pixels // rows for rows in range(1, min(pixels, 64) + 1) if pixels % rows == 0]
+
+
+def pack_channel_weight(plan: ChannelConvPlan, weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Reorder weight [Cout, Cin, kh, kw] to ``plan.packed_weight_shape``, zero past the last channel.
+
+    The taps are in order [kh, kw, Cin].
+    """
+    padded = np.zeros((plan.channel_tiles * plan.width, plan.taps), np.float32)
+    g = plan.geometry
+    taps = weight.reshape(g.out_channels, g.in_channels, -1).transpose(0, 2, 1)
+    padded[: g.out_channels] = taps.reshape(g.out_channels, plan.taps)
+    return np.ascontiguousarray(padded.reshape(plan.channel_tiles, plan.width, plan.taps).transpose(0, 2, 1))
+
+
+def channel_conv_kernel(plan: ChannelConvPlan, spatial_rank: int = 2) -> tirx.PrimFunc:
+    """Build the kernel (data, packed weight, out), float32 NCHW (NCW for ``spatial_rank`` 1), fusable."""
+    with IRBuilder() as builder:
+        with T.prim_func(is_private=True, s_tir=True):
+            # 4 = kOutEWiseFusable: FuseOps may append elementwise operators.
+            T.func_attr({"tirx.noalias": True, "op_pattern": 4})
+            g = plan.geometry
+            shape = plan.pool or g
+            data = parameter("data", nchw(spatial_rank, g.batch, g.in_channels, g.height, g.width))
+            weight = parameter("weight", plan.packed_weight_shape)
+            out = parameter("out", nchw(spatial_rank, g.batch, g.out_channels, shape.out_height, shape.out_width))
+            with T.sblock("root"):
+                T.reads()
+                T.writes()
+                padded = None
+                if any(g.pads):
+                    padded = scratch("padded", (g.in_channels, g.padded_height * g.padded_width))
+                # Whole squares are transposed: beyond the last pixel there is something to read and to write.
+                squares = -(-plan.block_pixels // plan.lanes) * plan.lanes
+                pixels = plan.block_rows * plan.walk.out_width
+                rows = scratch("rows", (plan.channel_tiles if plan.kept_rows else 1, max(pixels, squares), plan.width))
+                pooled = None if plan.pool is None else scratch("pooled", (1, squares, plan.width))
+                # An odd number of cache lines from channel to channel spreads a square over the cache's sets.
+                turned = scratch("turned", (plan.width, (-(-squares // 16) | 1) * 16))
+                with serial(g.batch) as n:
+                    if padded is not None:
+                        _pad(plan, data, padded, n)
+                    if plan.kept_rows:
+                        _keep_between_blocks(plan, rows, n)
+                    with serial(plan.blocks) as block, serial(plan.channel_tiles) as channels:
+                        _multiply(plan, data if padded is None else padded, weight, rows, (n, block, channels))
+                        if pooled is not None:
+                            _pool(plan, rows, pooled, block, channels)
+                        _transpose(plan, rows if pooled is None else pooled, turned)
+                        _store(plan, turned, out, (n, block, channels))
+        return builder.get()
+
+
+def _pad(plan: ChannelConvPlan, data: Any, padded: Any, n: Any) -> None:
+    """Emit the copy of image ``n`` into a frame of zeros."""
+    g = plan.geometry
+    top, left, bottom, right = g.pads
+    pitch = g.padded_width
+    with T.sblock("pad"):
+        vn = axis(g.batch, n)
+        T.reads(data[whole(data)])
+        T.writes(padded[whole(padded)])
+        with serial(g.in_channels) as c:
+
+            def zeros(start: Any, count: int) -> None:
+                with serial(count) as i:
+                    T.buffer_store(padded, tirx.const(0, DTYPE), [c, start + i])
+
+            zeros(index(0), top * pitch)
+            with serial(g.height) as y:
+                row = (y + top) * pitch
+                zeros(row, left)
+                with serial(g.width) as x:
+                    position = ((vn * g.in_channels + c) * g.height + y) * g.width + x
+                    T.buffer_store(padded, data[tuple(flat(data, position))], [c, row + left + x])
+                zeros(row + (left + g.width), right)
+            zeros(index((g.height + top) * pitch), bottom * pitch)
+
+
+def _keep_between_blocks(plan: ChannelConvPlan, rows: Any, n: Any) -> None:
+    """Emit a sblock that touches ``rows`` outside of the loop over blocks.
+
+    TVM allocates a buffer in the innermost loop that has all uses of it, and lets others share its memory there.
+    """
+    with T.sblock("rows"):
+        axis(plan.geometry.batch, n)
+        T.reads()
+        T.writes(rows[whole(rows)])
+        zeros = tirx.Broadcast(tirx.const(0, DTYPE), plan.lanes)
+        T.buffer_store(rows, zeros, [index(0), index(0), ramp(index(0), plan.lanes)])
+
+
+def _first_row(plan: ChannelConvPlan, block: Any) -> Any:
+    """The row of the convolution that comes first in ``block``'s rows; negative where a pool's padding does."""
+    if plan.pool is None:
+        return block * plan.rows_per_block
+    return block * (plan.rows_per_block * plan.pool.strides[0]) - plan.pool.pads[0]
+
+
+def _multiply(plan: ChannelConvPlan, source: Any, weight: Any, rows: Any, at: tuple[Any, Any, Any]) -> None:
+    """Emit the sblock that computes rows[pixel, channel] of a tile of channels.
+
+    ``at`` is (image, block, channel tile); the rows are those that the block needs and none before did.
+    """
+    w, lanes = plan.walk, plan.lanes
+    n, block, channels = at
+    with T.sblock("multiply"):
+        vn, vb, vc = axis(w.batch, n), axis(plan.blocks, block), axis(plan.channel_tiles, channels)
+        T.reads(source[whole(source)], weight[whole(weight)])
+        T.writes(rows[whole(rows)])
+        origin = T.Bind(_first_row(plan, vb))
+        # The block before left the rows that both read.
+        first = T.Bind(tirx.max(origin + tirx.Select(vb > 0, index(plan.kept_rows), index(0)), 0))
+        count = T.Bind(tirx.max(tirx.min(origin + plan.block_rows, w.out_height) - first, 0))
+        full, rest = divmod(w.out_width, plan.tile.rows)
+        channel_stride = w.padded_height * w.padded_width
+        image = vn * w.in_channels if not any(w.pads) else index(0)
+
+        with T.serial(index(0), count) as row:
+            y = first + row
+            slot = (y - origin) * w.out_width
+
+            def tile_at(x: Any, shape: TileShape) -> None:
+                def load_scalar(k: Any, pixel: int) -> Any:
+                    tap, channel = tirx.floordiv(k, w.in_channels), tirx.floormod(k, w.in_channels)
+                    ky, kx = tirx.floordiv(tap, w.kernel[1]), tirx.floormod(tap, w.kernel[1])
+                    in_y = y * w.strides[0] + ky * w.dilations[0]
+                    in_x = (x + pixel) * w.strides[1] + kx * w.dilations[1]
+                    position = (image + channel) * channel_stride + in_y * w.padded_width + in_x
+                    return source[tuple(flat(source, position))]
+
+                def load_vector(k: Any, vector: int) -> Any:
+                    return weight.vload([vc, k, index(vector * lanes)], f"{DTYPE}x{lanes}")
+
+                def store(pixel: int, vector: int, value: Any) -> None:
+                    lane = index(vector * lanes)
+                    T.buffer_store(rows, value, [_kept(plan, vc), slot + x + pixel, ramp(lane, lanes)])
+
+                # Channels innermost: LLVM unrolls short loops, and taps along a row share inputs, which it would keep
+                # in registers that the accumulators need.
+                depth = (*w.kernel, w.in_channels)
+                register_tile(shape, lanes, depth, load_scalar, load_vector, store)
+
+            with serial(full) as tile:
+                tile_at(tile * plan.tile.rows, plan.tile)
+            if rest:
+                tile_at(index(full * plan.tile.rows), TileShape(rest, plan.tile.vectors))
+
+
+def _kept(plan: ChannelConvPlan, channel_tile: Any) -> Any:
+    """Where the rows of a channel tile are: each has its own where some are kept from block to block."""
+    return channel_tile if plan.kept_rows else index(0)
+
+
+def _pool(plan: ChannelConvPlan, rows: Any, pooled: Any, block: Any, channels: Any) -> None:
+    """Emit the sblock of maxima pooled[pixel, channel].
+
+    A window that hangs over the edge takes the nearest row and column of the image instead: it has those anyway.
+    """
+    p, lanes = plan.pool, plan.lanes
+    assert p is not None
+    with T.sblock("pool"):
+        vb, vc = axis(plan.blocks, block), axis(plan.channel_tiles, channels)
+        kept = _kept(plan, vc)
+        T.reads(rows[whole(rows)])
+        T.writes(pooled[whole(pooled)], rows[whole(rows)])
+        origin = _first_row(plan, vb)
+        count = tirx.min(index(plan.rows_per_block), p.out_height - vb * plan.rows_per_block)
+        with T.serial(index(0), count) as row, serial(p.out_width) as x:
+            left = x * p.strides[1] - p.pads[1]
+            lines = [
+                tirx.max(tirx.min(row * p.strides[0] + ky, p.height - 1 - origin), -origin) for ky in range(p.kernel[0])
+            ]
+            columns = [T.Bind(tirx.max(tirx.min(left + kx, p.width - 1), 0)) for kx in range(p.kernel[1])]
+            pixels = [T.Bind(line * p.width + column) for line in lines for column in columns]
+            for lane in (index(vector * lanes) for vector in range(plan.tile.vectors)):
+                best: Any = None
+                for pixel in pixels:
+                    value = rows.vload([kept, pixel, lane], f"{DTYPE}x{lanes}")
+                    best = value if best is None else T.Bind(tirx.max(best, value))
+                T.buffer_store(pooled, best, [index(0), row * p.out_width + x, ramp(lane, lanes)])
+        with serial(plan.kept_rows * p.width) as pixel:
+            for lane in (index(vector * lanes) for vector in range(plan.tile.vectors)):
+                last = (plan.rows_per_block * p.strides[0]) * p.width + pixel
+                T.buffer_store(
+                    rows, rows.vload([kept, last, lane], f"{DTYPE}x{lanes}"), [kept, pixel, ramp(lane, lanes)]
+                )
+
+
+def _transpose(plan: ChannelConvPlan, source: Any, turned: Any) -> None:
+    """Emit the sblock turned[channel, pixel] = source[pixel, channel]."""
+    lanes = plan.lanes
+    with T.sblock("transpose"):
+        T.reads(source[whole(source)])
+        T.writes(turned[whole(turned)])
+        with serial(-(-plan.block_pixels // lanes)) as pixels, serial(plan.tile.vectors) as channels:
+            vectors = [
+                T.Bind(source.vload([index(0), pixels * lanes + i, channels * lanes], f"{DTYPE}x{lanes}"))
+                for i in range(lanes)
+            ]
+            for i, value in enumerate(transposed(vectors, lanes)):
+                T.buffer_store(turned, value, [channels * lanes + i, ramp(pixels * lanes, lanes)])
+
+
+def _store(plan: ChannelConvPlan, turned: Any, out: Any, at: tuple[Any, Any, Any]) -> None:
+    """Emit the epilogue sblock out[n, c, y, x] = turned[channel of the tile, pixel of the block]."""
+    g, (height, width) = plan.geometry, plan.result
+    n, block, channels = at
+    shape = plan.pool or g
+    spatial_rank = len(out.ty.shape) - 2
+    whole_blocks = height % plan.rows_per_block == 0
+    channels_of_tile = min(plan.width, g.out_channels)
+    loops = [channels_of_tile, plan.block_pixels] if whole_blocks else [channels_of_tile, plan.rows_per_block, width]
+    with T.grid(*(index(extent) for extent in loops)) as (c, *pixels), T.sblock("out"):
+        vn = axis(g.batch, n)
+        vc = axis(g.out_channels, channels * channels_of_tile + c)
+        guards = []
+        if g.out_channels % channels_of_tile:
+            guards.append(channels * channels_of_tile + c < g.out_channels)
+        if whole_blocks:
+            pixel = block * plan.block_pixels + pixels[0]
+            vy = axis(shape.out_height, tirx.floordiv(pixel, shape.out_width))
+            vx = axis(shape.out_width, tirx.floormod(pixel, shape.out_width))
+        else:
+            vy = axis(shape.out_height, block * plan.rows_per_block + pixels[0])
+            vx = axis(shape.out_width, pixels[1])
+            guards.append(block * plan.rows_per_block + pixels[0] < height)
+        if guards:
+            T.where(tirx.all(*guards))
+        place = tirx.floormod(vy * shape.out_width + vx, plan.block_pixels)
+        source = turned[tirx.floormod(vc, channels_of_tile), place]
+        T.reads(source)
+        T.writes(out[tuple(nchw(spatial_rank, vn, vc, vy, vx))])
+        T.sblock_attr({EPILOGUE_ATTR: 1})
+        T.buffer_store(out, source, nchw(spatial_rank, vn, vc, vy, vx))
