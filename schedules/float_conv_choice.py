@@ -7,7 +7,8 @@ import numpy.typing as npt
 from tvm import tirx
 
 from .float_conv import ConvPlan, conv_kernel, pack_conv_weight, plan_conv
-from .float_conv_channels import ChannelConvPlan, channel_conv_kernel, pack_channel_weight, plan_channel_conv
+from .float_conv_channels import channel_conv_kernel
+from .float_conv_channels_plan import ChannelConvPlan, pack_channel_weight, plan_channel_conv
 from .float_vector import FloatVector
 from .geometry import ConvGeometry
 

@@ -17,7 +17,7 @@ from tvm.relax.frontend.onnx import from_onnx
 from bnn_compiler.passes import LowerFloatOps, float_pipeline, lower_float_ops
 from bnn_compiler.passes.schedule_float_kernels import KERNEL_ATTR, ScheduleFloatKernels
 from bnn_compiler.schedules.float_conv import plan_conv
-from bnn_compiler.schedules.float_conv_channels import plan_channel_conv
+from bnn_compiler.schedules.float_conv_channels_plan import plan_channel_conv
 from bnn_compiler.target import parse_target
 from tests.schedules.float_harness import FOREIGN_TARGETS, Layer, node, normal
 from tests.schedules.kernel_harness import cpu_target

@@ -9,7 +9,7 @@ import pytest
 
 from bnn_compiler.passes import lower_float_ops
 from bnn_compiler.schedules.float_conv import ConvPlan, pack_conv_weight, plan_conv
-from bnn_compiler.schedules.float_conv_channels import ChannelConvPlan, pack_channel_weight, plan_channel_conv
+from bnn_compiler.schedules.float_conv_channels_plan import ChannelConvPlan, pack_channel_weight, plan_channel_conv
 from bnn_compiler.schedules.float_conv_choice import plan_float_conv, plan_pooled_conv
 from bnn_compiler.schedules.float_tile import TileShape
 from bnn_compiler.schedules.float_vector import FloatVector
