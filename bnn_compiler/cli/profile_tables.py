@@ -59,6 +59,8 @@ def _print_layers(streams: Streams, profile: ProfileReport) -> None:
 
 
 def _print_kernels(streams: Streams, profile: ProfileReport) -> None:
+    from bnn_compiler.profiling.profile import nodes_label  # noqa: PLC0415
+
     table = make_table(streams)
     table.add_column("kernel", overflow="fold")
     table.add_column("nodes", overflow="fold")
@@ -67,7 +69,7 @@ def _print_kernels(streams: Streams, profile: ProfileReport) -> None:
     for kernel in profile["kernels"]:
         table.add_row(
             escape(kernel["kernel"]),
-            escape(_nodes(kernel["nodes"], kernel["layer"])),
+            escape(nodes_label(kernel["nodes"]) or (f"for {kernel['layer']}" if kernel["layer"] else "")),
             f"{kernel['us_min']:,.2f}",
             f"({kernel['us_median']:,.2f})",
             f"{100 * kernel['share']:.1f} %",
@@ -77,13 +79,6 @@ def _print_kernels(streams: Streams, profile: ProfileReport) -> None:
             f"{kernel['gmacs_per_second']:.0f}" if kernel["macs"] else "",
         )
     print_table(streams, table)
-
-
-def _nodes(nodes: list[str], layer: str) -> str:
-    """The last node a kernel computes and how many more; packing kernels compute none, but work for a layer."""
-    if not nodes:
-        return f"for {layer}" if layer else ""
-    return nodes[-1] if len(nodes) == 1 else f"{nodes[-1]} + {len(nodes) - 1}"
 
 
 def write_page(path: Path, model: str, report: Report, profile: ProfileReport) -> None:

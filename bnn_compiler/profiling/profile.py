@@ -48,7 +48,7 @@ class KernelProfile(TypedDict):
 
 
 class LayerProfile(TypedDict):
-    """All calls that work for one layer, or one call that works for none (``op`` is empty; named after its nodes).
+    """All calls that work for one layer, or one call that works for none (``op`` is empty; named after its last node).
 
     ``onnxruntime_us`` and ``speedup`` are null where ONNX Runtime was not asked, ``speedup`` also where it ran no such
     node.
@@ -224,7 +224,7 @@ def _layer(layer: str, group: Sequence[KernelProfile], operators: Mapping[str, s
     theirs = None if times[0] is None else sum(time for time in times if time is not None)
     kinds: dict[Kind, None] = dict.fromkeys(kernel["kind"] for kernel in group if kernel["kind"] != "glue")
     return {
-        "name": layer or " + ".join(group[0]["nodes"]) or group[0]["kernel"],
+        "name": layer or nodes_label(group[0]["nodes"]) or group[0]["kernel"],
         "op": operators.get(layer, ""),
         "kind": next(iter(kinds), "glue"),
         "kernels": len(group),
@@ -235,6 +235,11 @@ def _layer(layer: str, group: Sequence[KernelProfile], operators: Mapping[str, s
         "onnxruntime_us": None if theirs is None else round(theirs, 3),
         "speedup": round(theirs / ours, 3) if theirs and ours else None,
     }
+
+
+def nodes_label(nodes: Sequence[str]) -> str:
+    """The last of ``nodes`` and how many more there are; empty for none."""
+    return f"{nodes[-1]} + {len(nodes) - 1}" if len(nodes) > 1 else "".join(nodes)
 
 
 def _onnxruntime(nodes: NodeTimes, kernels: Sequence[KernelProfile]) -> OnnxRuntimeProfile:
