@@ -36,8 +36,8 @@ _POOLED_ALLOCATOR = 2  # tvm::runtime::memory::AllocatorType::kPooled
 # Keys beside the names of functions, which have no spaces.
 _MACHINE = "virtual machine"
 _BOUND = "bound "
-#: The form of ``main`` that calls kernel by kernel.
-PROFILED_FUNCTION = "main"
+#: Forms of the network that call kernel by kernel; a library has the first one, or its ``main`` is of that form.
+_BY_KERNEL = ("main_by_kernel", "main")
 
 
 class CompiledModel:
@@ -164,17 +164,14 @@ class CompiledModel:
         """
         use_threads(self._threads)
         machine = self._new_machine()
-        closure = self._bind(machine, PROFILED_FUNCTION)
+        closure = self._bind(machine, next(name for name in _BY_KERNEL if name in self._signatures))
         machine["set_instrument"](tvm.runtime.convert(hook))
         return closure
 
     def _bind(self, machine: tvm.runtime.Module, name: str) -> Closure:
         """The function ``name`` of ``machine``, derived constants bound: calls pass inputs and outputs alone."""
-        signature = "main" if name == PROFILED_FUNCTION else name
-        if signature in self._derived_of:
-            machine["save_function"](
-                name, _BOUND + name, False, *(self._derived[i] for i in self._derived_of[signature])
-            )
+        if name in self._derived_of:
+            machine["save_function"](name, _BOUND + name, False, *(self._derived[i] for i in self._derived_of[name]))
             return machine[_BOUND + name]  # type: ignore[no-any-return]
         return machine[name]  # type: ignore[no-any-return]
 
