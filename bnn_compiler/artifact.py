@@ -14,6 +14,9 @@ derived at load: where the manifest has a ``derivation``, whoever loads the libr
 buffer for each of its ``outputs``, and hands to every function, after everything else, those buffers whose numbers its
 entry lists in ``derived`` (of ``functions``, or of the manifest itself for ``main``). Format 1 had no derivation.
 
+``kernels`` lists the kernel calls of ``main`` with the ONNX nodes that each computes (``profiling/kernel_table.py``);
+nothing but profiles needs it.
+
 The section is found by its magic and the digest is compared before anything else is believed, so a damaged file is
 refused before its ELF headers are parsed, let alone its code loaded. Reading needs neither TVM nor LLVM.
 """
