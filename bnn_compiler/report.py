@@ -207,7 +207,8 @@ def _layer_report(entry: Mapping[str, Any]) -> LayerReport:
         report["choice"] = entry["choice"]
         report["gives_bits"] = entry["gives_bits"]
         report["function"], report["input"], report["output"] = entry["function"], entry["input"], entry["output"]
-        report["input_axes"], report["output_axes"] = entry["input_axes"], entry["output_axes"]
+        # Libraries compiled before there were such orders have none.
+        report["input_axes"], report["output_axes"] = entry.get("input_axes"), entry.get("output_axes")
     return report
 
 

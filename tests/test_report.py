@@ -78,3 +78,9 @@ def test_undocumented_reason_is_a_bug() -> None:
 def test_binary_layers_have_no_reason() -> None:
     with pytest.raises(AssertionError):
         make_report("m", "native", {}, [layer(reason="activations_float")])
+
+
+def test_reports_of_older_libraries_are_read() -> None:
+    old = layer()
+    del old["input_axes"], old["output_axes"]
+    assert make_report("m", "native", {}, [old])["layers"][0]["input_axes"] is None

@@ -24,6 +24,8 @@ from .onnxruntime_nodes import NodeTimes, time_nodes
 
 #: Of a kernel: what the hook costs around it is reported for such a one.
 TYPICAL_ARGUMENTS = 4
+#: What is shorter has no ratio to ONNX Runtime: the hook's cost, which is subtracted, is known to about so much.
+LEAST_COMPARED_US = 0.1
 
 
 class KernelProfile(TypedDict):
@@ -51,7 +53,7 @@ class LayerProfile(TypedDict):
     """All calls that work for one layer, or one call that works for none (``op`` is empty; named after its last node).
 
     ``onnxruntime_us`` and ``speedup`` are null where ONNX Runtime was not asked, ``speedup`` also where it ran no such
-    node.
+    node, or ours are too short.
     """
 
     name: str
@@ -233,7 +235,7 @@ def _layer(layer: str, group: Sequence[KernelProfile], operators: Mapping[str, s
         "macs": max(kernel["macs"] for kernel in group),
         "bytes": sum(kernel["bytes_read"] + kernel["bytes_written"] for kernel in group),
         "onnxruntime_us": None if theirs is None else round(theirs, 3),
-        "speedup": round(theirs / ours, 3) if theirs and ours else None,
+        "speedup": round(theirs / ours, 3) if theirs and ours >= LEAST_COMPARED_US else None,
     }
 
 

@@ -14,7 +14,7 @@ from bnn_compiler.frontend import import_onnx
 from bnn_compiler.profiling.kernel_timing import measure_hook_cost, time_kernels
 from bnn_compiler.profiling.machine_peaks import measure_peaks, memory_levels
 from bnn_compiler.profiling.onnxruntime_nodes import match_nodes, time_nodes
-from bnn_compiler.profiling.profile import match_table, profile_network
+from bnn_compiler.profiling.profile import group_layers, match_table, profile_network
 from bnn_compiler.verification.reference import sample_feeds
 from tests.frontend.onnx_text import parse
 from tests.passes.test_plan_layouts import larq_like
@@ -43,6 +43,12 @@ def test_layers_have_all_their_kernels() -> None:
     assert (stem["onnxruntime_us"], stem["speedup"]) == (32, 1.6)  # its Relu, too
     assert (pool["op"], pool["name"]) == ("", f"{HOST} + 1")
     assert (copy["name"], copy["onnxruntime_us"], copy["speedup"]) == ("copy", 0, None)
+
+
+def test_what_is_too_short_is_not_compared() -> None:
+    short = {**profile()["kernels"][3], "us_min": 0.05}
+    [layer] = group_layers([short], {})  # type: ignore[list-item]
+    assert layer["onnxruntime_us"] == 4 and layer["speedup"] is None
 
 
 def test_rates_are_of_the_fastest_round() -> None:
