@@ -13,19 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import IRModule, relax
+from tvm import IRModule, relax, tirx
 from tvm.target import codegen
 
 from bnn_compiler.artifact import SECTION_NAME, encode_section, seal, spec_to_json
 from bnn_compiler.atomic_file import atomic_write, check_writable
-from bnn_compiler.code_generation import code_generation
+from bnn_compiler.code_generation import LIBRARY_PIPELINE, code_generation
 from bnn_compiler.errors import ArtifactError
 from bnn_compiler.linker import Linker, find_linker, link_shared
-from bnn_compiler.passes.drop_derived_checks import DropDerivedChecks
+from bnn_compiler.passes.drop_repeated_checks import DropRepeatedChecks
+from bnn_compiler.passes.kernel_bodies import CALLS_BODIES_ATTR
 from bnn_compiler.passes.lift_derived_constants import FUNCTION as DERIVATION
 from bnn_compiler.passes.lift_derived_constants import derived_of
 from bnn_compiler.passes.relax_buffer_alignment import RelaxBufferAlignment
 from bnn_compiler.passes.return_through_parameters import ReturnThroughParameters
+from bnn_compiler.passes.run_in_one_call import BY_KERNEL, RunInOneCall, host_function, memory_report
+from bnn_compiler.report import MemoryReport
 from bnn_compiler.target import CompileTarget
 from bnn_compiler.tensor_spec import TensorSpec
 
@@ -44,26 +47,32 @@ def build_passes() -> tvm.transform.Sequential:
             # ... the last of which belong to the caller, at any address ...
             ReturnThroughParameters(),
             RelaxBufferAlignment(),
-            # ... and the others share memory.
+            relax.transform.AttachGlobalSymbol(),
+            # ... and main's called from one function, on memory planned ahead. The others share memory, too.
+            RunInOneCall(),
             relax.transform.StaticPlanBlockMemory(),
             relax.transform.LowerAllocTensor(),
             relax.transform.KillAfterLastUse(),
             relax.transform.LowerRuntimeBuiltin(),
             relax.transform.ComputePrimValue(),
             relax.transform.VMShapeLower(),
-            DropDerivedChecks(),
-            relax.transform.AttachGlobalSymbol(),
+            DropRepeatedChecks(),
         ],
         name="bnnc.build",
     )
 
 
-def build_library(module: IRModule, target: CompileTarget, manifest: Mapping[str, Any], output: Path) -> None:
+def build_library(
+    module: IRModule, target: CompileTarget, manifest: Mapping[str, Any], output: Path
+) -> MemoryReport | None:
     """Compile ``module`` for ``target`` and write the library to ``output``, whole or not at all.
 
     ``manifest`` may give ``inputs`` and ``outputs`` (lists of name, shape, dtype) for ``main`` where names differ from
     the Relax parameters'; ``target``, ``functions``, ``versions`` and, where constants are derived at load,
     ``derivation`` and ``derived`` (see ``artifact``) are added here. Every other key is kept.
+
+    Returns the memory that a run takes, also added to the manifest's ``report`` where it has one; None where ``main``
+    has parts whose memory the virtual machine plans (control flow, functions of the runtime).
 
     Raises:
         ArtifactError: ``output`` cannot be written.
@@ -71,10 +80,16 @@ def build_library(module: IRModule, target: CompileTarget, manifest: Mapping[str
     """
     check_writable(output)
     linker = find_linker(target)
-    section = encode_section(_complete_manifest(module, target, manifest, linker))
     with target.tvm_target, code_generation():
         lowered = build_passes()(module)
-        executable = relax.build(lowered, target=target.tvm_target, relax_pipeline=None)
+        memory = memory_report(lowered)
+        section = encode_section(_complete_manifest(module, lowered, target, _with_memory(manifest, memory), linker))
+        executable = relax.build(
+            _compile_callers(lowered, target),
+            target=target.tvm_target,
+            relax_pipeline=None,
+            tir_pipeline=LIBRARY_PIPELINE,
+        )
     try:
         with tempfile.TemporaryDirectory(prefix="bnnc-") as directory:
             library = _link(executable, section, linker, Path(directory))
@@ -85,6 +100,32 @@ def build_library(module: IRModule, target: CompileTarget, manifest: Mapping[str
     sealed = seal(library)
     with atomic_write(output, mode=0o755) as stream:
         stream.write(sealed)
+    return memory
+
+
+def _with_memory(manifest: Mapping[str, Any], memory: MemoryReport | None) -> Mapping[str, Any]:
+    if "report" not in manifest:
+        return manifest
+    return {**manifest, "report": {**manifest["report"], "memory": memory}}
+
+
+def _compile_callers(module: IRModule, target: CompileTarget) -> IRModule:
+    """Compile what only calls kernels (``RunInOneCall``), if anything, to an object file of its own.
+
+    TVM tells LLVM that buffers of different names never overlap, which holds inside a kernel. In one object file with
+    the kernels LLVM would inline several of them into ``main_kernels``, where they name the same memory differently;
+    and it would inline kernels into their entries, so that their code would be there twice.
+    """
+    callers = {
+        variable: function
+        for variable, function in module.functions_items()
+        if isinstance(function, tirx.PrimFunc) and CALLS_BODIES_ATTR in function.attrs
+    }
+    if not callers:
+        return module
+    library = tvm.tirx.build(IRModule(callers), target=target.tvm_target)
+    rest = IRModule({variable: other for variable, other in module.functions_items() if variable not in callers})
+    return rest.with_attrs({**(module.attrs or {}), "external_mods": [library]})
 
 
 def _link(executable: tvm.runtime.Executable, section: bytes, linker: Linker, directory: Path) -> bytes:
@@ -105,7 +146,7 @@ def _link(executable: tvm.runtime.Executable, section: bytes, linker: Linker, di
 
 
 def _complete_manifest(
-    module: IRModule, target: CompileTarget, manifest: Mapping[str, Any], linker: Linker
+    module: IRModule, lowered: IRModule, target: CompileTarget, manifest: Mapping[str, Any], linker: Linker
 ) -> dict[str, Any]:
     functions = {
         str(global_var.name_hint): _signature(function)
@@ -113,6 +154,8 @@ def _complete_manifest(
         if isinstance(function, relax.Function) and "global_symbol" in function.attrs
     }
     main = functions.pop("main")
+    if host_function(lowered) is not None:
+        functions[BY_KERNEL] = main
     derivation = functions.pop(DERIVATION, None)
     complete = {**main, **manifest}
     for side in ("inputs", "outputs"):

@@ -96,7 +96,7 @@ def compile_model(
     }
     with tempfile.TemporaryDirectory(prefix="bnnc-") as directory:
         library = Path(directory) / "model.so"
-        build_library(lowered.module, checked, manifest, library)
+        lowered.report["memory"] = build_library(lowered.module, checked, manifest, library)
         compiled = CompiledNetwork(library, lowered.report, runs_here=checked.is_host)
     if options.verify and checked.is_host:
         compiled.report["verification"] = _verify(compiled, model, imported, lowered, report_progress)

@@ -42,6 +42,8 @@ _LINK_FLAGS = (
     "-Wl,--build-id=none",
     "-Wl,--strip-debug",
     "-Wl,-z,noexecstack",
+    # Calls between the object files of a library stay inside it, whatever names the process has loaded before.
+    "-Wl,-Bsymbolic",
 )
 
 

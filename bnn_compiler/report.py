@@ -143,6 +143,15 @@ class VerificationReport(TypedDict):
     outputs: list[OutputCheckReport]
 
 
+class MemoryReport(TypedDict):
+    """What one run takes, in bytes; docs/report.md has the definitions."""
+
+    activations_peak_bytes: int
+    workspace_bytes: int
+    scratch_bytes: int
+    constants_bytes: int
+
+
 class Report(TypedDict):
     """The whole report, as ``--report`` and ``inspect --json`` write it."""
 
@@ -152,6 +161,7 @@ class Report(TypedDict):
     versions: dict[str, str]
     notes: list[NoteReport]
     layers: list[LayerReport]
+    memory: MemoryReport | None
     verification: VerificationReport | None
 
 
@@ -162,6 +172,7 @@ def make_report(
     layers: Sequence[Mapping[str, Any]],
     notes: Sequence[NoteReport] = (),
     verification: VerificationReport | None = None,
+    memory: MemoryReport | None = None,
 ) -> Report:
     """Assemble a report from the entries that passes made; float layers may lack ``kernel`` and bytes."""
     return {
@@ -171,6 +182,7 @@ def make_report(
         "versions": dict(versions),
         "notes": list(notes),
         "layers": [_layer_report(layer) for layer in layers],
+        "memory": memory,
         "verification": verification,
     }
 
@@ -178,7 +190,13 @@ def make_report(
 def from_json(value: Mapping[str, Any]) -> Report:
     """The report that :func:`to_json` or a compiled library holds, with its keys in the schema's order."""
     return make_report(
-        value["model"], value["target"], value["versions"], value["layers"], value["notes"], value["verification"]
+        value["model"],
+        value["target"],
+        value["versions"],
+        value["layers"],
+        value["notes"],
+        value["verification"],
+        value.get("memory"),  # added later
     )
 
 

@@ -36,8 +36,8 @@ _POOLED_ALLOCATOR = 2  # tvm::runtime::memory::AllocatorType::kPooled
 # Keys beside the names of functions, which have no spaces.
 _MACHINE = "virtual machine"
 _BOUND = "bound "
-#: Forms of the network that call kernel by kernel; a library has the first one, or its ``main`` is of that form.
-_BY_KERNEL = ("main_by_kernel", "main")
+#: The form of ``main`` that has the virtual machine call each kernel, where ``main`` does not (``RunInOneCall``).
+_BY_KERNEL = "main_by_kernel"
 
 
 class CompiledModel:
@@ -80,8 +80,8 @@ class CompiledModel:
 
     @property
     def functions(self) -> tuple[str, ...]:
-        """Names that ``run_function`` takes: the layers compiled on their own."""
-        return tuple(name for name in self._signatures if name != "main")
+        """The layers compiled on their own, which ``run_function`` takes (beside ``main_by_kernel``)."""
+        return tuple(name for name in self._signatures if name not in ("main", _BY_KERNEL))
 
     @property
     def num_threads(self) -> int:
@@ -124,6 +124,9 @@ class CompiledModel:
     def run_function(self, name: str, arrays: Sequence[Array]) -> list[Array]:
         """Run one of ``functions`` on ``arrays``, in the order of its inputs; return its outputs in order.
 
+        ``main_by_kernel``, where the manifest lists it, does what ``run`` does, with a call of the virtual machine for
+        each kernel.
+
         Raises:
             UsageError: there is no such function.
             FeedError: the number, shape or dtype of ``arrays`` is wrong.
@@ -164,7 +167,7 @@ class CompiledModel:
         """
         use_threads(self._threads)
         machine = self._new_machine()
-        closure = self._bind(machine, next(name for name in _BY_KERNEL if name in self._signatures))
+        closure = self._bind(machine, _BY_KERNEL if _BY_KERNEL in self._signatures else "main")
         machine["set_instrument"](tvm.runtime.convert(hook))
         return closure
 

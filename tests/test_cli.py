@@ -75,14 +75,18 @@ def test_compile_writes_library_and_report(bnnc: Bnnc, digits: Path, tmp_path: P
     assert outcome.status == 0 and outcome.err == ""
     assert "digits.onnx: 3 of 5 layers binary (99.0 % of 3.64 M MACs), 2 float" in outcome.out
     assert "agrees with ONNX Runtime on 4 inputs" in outcome.out
+    assert "bytes of constants, a workspace of " in outcome.out
     assert {path.name for path in tmp_path.iterdir()} == {"digits.so", "report.json", "dump"}
     assert any((tmp_path / "dump").iterdir())
     report = json.loads((tmp_path / "report.json").read_text())
     assert [layer["status"] for layer in report["layers"]] == ["float", "binary", "binary", "binary", "float"]
+    memory = report["memory"]
+    assert memory["workspace_bytes"] >= memory["activations_peak_bytes"] >= 4 * 32 * 8 * 8  # what the pool reads
     verification = report["verification"]
     assert verification["passed"] and all(layer["mismatches"] == 0 for layer in verification["layers"])
     # The schema is complete, in order, and survives a round trip.
-    remade = make_report(*(report[key] for key in ("model", "target", "versions", "layers", "notes", "verification")))
+    keys = ("model", "target", "versions", "layers", "notes", "verification", "memory")
+    remade = make_report(*(report[key] for key in keys))
     assert json.dumps(remade) == json.dumps(report)
 
 

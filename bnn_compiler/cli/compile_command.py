@@ -12,7 +12,7 @@ from bnn_compiler.atomic_file import atomic_write, check_writable
 from .arguments import TargetCommand, shapes_by_name
 from .context import Context, pass_context, quiet_and_verbose
 from .options import compile_options, verify_option
-from .tables import print_notes, summarise_layers, summarise_verification
+from .tables import print_notes, summarise_layers, summarise_memory, summarise_verification
 
 
 @click.command("compile", cls=TargetCommand)
@@ -64,6 +64,8 @@ def compile_command(
     if context.quiet:
         return
     context.say(f"{model.name}: {summarise_layers(report)}")
+    if report["memory"] is not None:
+        context.say(summarise_memory(report["memory"]))
     print_notes(context.streams, report)
     verification = report["verification"]
     if verification is not None:

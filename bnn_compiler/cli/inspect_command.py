@@ -14,7 +14,7 @@ from .arguments import TargetCommand, shapes_by_name
 from .context import Context, pass_context, quiet_and_verbose
 from .options import compile_options, threads_option
 from .profile_tables import print_profile, write_page
-from .tables import print_layers, print_notes, print_trees, summarise_layers
+from .tables import print_layers, print_notes, print_trees, summarise_layers, summarise_memory
 
 if TYPE_CHECKING:
     from bnn_compiler.profiling.profile import ProfileReport
@@ -85,6 +85,8 @@ def inspect_command(
     print_layers(context.streams, report)
     print_trees(context.streams, report)
     context.say(f"{path.name}: {summarise_layers(report)}; target {report['target']}")
+    if report["memory"] is not None:
+        context.say(summarise_memory(report["memory"]))
     print_notes(context.streams, report)
     if profile is not None:
         print_profile(context.streams, profile)

@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from bnn_compiler.report import REASONS, LayerReport, Report, VerificationReport
+from bnn_compiler.report import REASONS, LayerReport, MemoryReport, Report, VerificationReport
 
 from .streams import Streams
 
@@ -89,6 +89,15 @@ def summarise_verification(verification: VerificationReport) -> str:
         beyond = max(output["inputs_beyond_tolerance"] for output in verification["outputs"])
         parts.append(f"{flips:,} signs flipped after near-ties (inputs beyond the tolerance for it: {beyond})")
     return f"agrees with ONNX Runtime on {verification['inputs']} inputs: " + ", ".join(parts)
+
+
+def summarise_memory(memory: MemoryReport) -> str:
+    """One sentence on what a run takes."""
+    return (
+        f"memory: {memory['constants_bytes']:,} bytes of constants, a workspace of {memory['workspace_bytes']:,} per "
+        f"thread (activations: at most {memory['activations_peak_bytes']:,} at once), "
+        f"{memory['scratch_bytes']:,} inside kernels"
+    )
 
 
 def print_notes(streams: Streams, report: Report) -> None:

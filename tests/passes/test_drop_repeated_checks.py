@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm import IRModule, relax
 
-from bnn_compiler.passes.drop_derived_checks import DropDerivedChecks
+from bnn_compiler.passes.drop_repeated_checks import DropRepeatedChecks
 from bnn_compiler.passes.lift_derived_constants import DERIVED_ATTR
 from tests.small_relax_modules import applied, elementwise
 
@@ -40,7 +40,7 @@ def lowered(derived: list[int]) -> IRModule:
 def test_only_derived_parameters_lose_their_checks() -> None:
     before = lowered([3])
     assert checked_parameters(before).count("y") == 2
-    after = applied(before, DropDerivedChecks())
+    after = applied(before, DropRepeatedChecks())
     assert checked_parameters(after) == [name for name in checked_parameters(before) if name != "y"]
     assert checked_parameters(after).count("x") == 2
     assert str(after["main"].params) == str(before["main"].params)
@@ -48,4 +48,4 @@ def test_only_derived_parameters_lose_their_checks() -> None:
 
 def test_functions_without_derived_constants_are_left_alone() -> None:
     before = lowered([])
-    assert applied(before, DropDerivedChecks())["main"].same_as(before["main"])
+    assert applied(before, DropRepeatedChecks())["main"].same_as(before["main"])

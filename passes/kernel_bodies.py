@@ -1,0 +1,62 @@
+"""A kernel as two functions: its body, called as in C, and an entry that checks tensors and calls it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import PointerType, PrimType
+
+from bnn_compiler.code_generation import C_CONVENTION
+
+from .straight_line import element_bytes
+
+#: On a PrimFunc that does nothing but call bodies.
+CALLS_BODIES_ATTR = "bnnc.calls_bodies"
+_STACK_BYTES = 1024  # TVM puts buffers up to this on the stack (runtime::kMaxStackAlloca)
+
+
+def split_kernel(kernel: tirx.PrimFunc, symbol: str) -> tuple[tirx.PrimFunc, tirx.PrimFunc]:
+    """Return the body of ``kernel``, named ``symbol``, and its entry, with the parameters and attributes of ``kernel``.
+
+    The body takes a pointer for each tensor and returns 0, or another number after an error.
+    """
+    pointers = [tirx.Var(str(buffer.name), PointerType(buffer.ty.dtype)) for buffer in kernel.params]
+    views = [tirx.DeclBuffer(buffer, data=pointer) for buffer, pointer in zip(kernel.params, pointers, strict=True)]
+    finished = tirx.stmt.Return(tirx.const(0, "int32"))
+    body = tirx.PrimFunc(pointers, tirx.SeqStmt([*views, kernel.body, finished]), PrimType("int32"), kernel.attrs)
+    buffers = [_copy_buffer(buffer) for buffer in kernel.params]
+    call = call_body(symbol, [buffer.data for buffer in buffers])
+    entry = tirx.PrimFunc(buffers, call, kernel.ret_type, kernel.attrs).with_attr(CALLS_BODIES_ATTR, True)
+    return body.with_attr({"global_symbol": symbol, "calling_conv": C_CONVENTION}), entry
+
+
+def call_body(symbol: str, pointers: Sequence[tirx.Expr]) -> tirx.Stmt:
+    """Return the statement that calls a body, and leaves the calling function if it failed."""
+    failed = tirx.call_extern("int32", symbol, *pointers) != tirx.const(0, "int32")
+    return tirx.IfThenElse(failed, tirx.Evaluate(tirx.tvm_throw_last_error()), None)
+
+
+def scratch_bytes(kernel: tirx.PrimFunc) -> int:
+    """Return what a kernel allocates for itself from the thread's pool, as if all of it were in use at once."""
+    buffers: list[tirx.Var] = []
+    tvm_ffi.structural_walk(
+        kernel.body,
+        (
+            (tvm.s_tir.SBlock, lambda block: buffers.extend(block.alloc_buffers)),
+            (tirx.AllocBuffer, lambda allocation: buffers.append(allocation.buffer)),
+        ),
+    )
+    sizes = [
+        math.prod(int(extent) for extent in buffer.ty.shape) * element_bytes(str(buffer.ty.dtype)) for buffer in buffers
+    ]
+    return sum(size for size in sizes if size > _STACK_BYTES)
+
+
+def _copy_buffer(buffer: tirx.Var) -> tirx.Var:
+    return tirx.decl_buffer(
+        buffer.ty.shape, buffer.ty.dtype, buffer.name, scope=buffer.scope(), data_alignment=buffer.ty.data_alignment
+    )

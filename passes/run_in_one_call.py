@@ -1,0 +1,153 @@
+"""One call for a whole run: a host function that calls the kernels of ``main``, on memory planned ahead.
+
+TVM's virtual machine takes up to half a microsecond per kernel: an allocation, a call through a table, checks of every
+argument. Here ``main`` keeps its name and its parameters but makes one call only,
+
+    main(x, output_0, derived_0) { main_kernels(x, output_0, derived_0, constants …) }
+
+of a PrimFunc that calls the bodies of the kernels one after the other,
+
+    main_kernels(x, output_0, …)  { workspace = alloc(n); bnnc_conv(x, constant, &workspace[0]); … }
+
+The workspace comes from the pool that TVM's runtime keeps for each thread: it is allocated in the first run of a
+thread, and runs in several threads do not meet.
+
+What ``main`` was stays in the library as ``main_by_kernel``, with the same parameters, for who wants to look at each
+kernel call: ``CompiledModel.run_function`` takes it, and the virtual machine's ``set_instrument`` sees its kernels. The
+manifest lists it in ``functions``, unless ``main`` itself is run that way (rule 1).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import tvm
+from tvm import relax, tirx
+from tvm.ir import GlobalVar, PointerType, PrimType
+
+from bnn_compiler.memory_plan import ALIGNMENT, peak_bytes, plan_memory
+from bnn_compiler.report import MemoryReport
+
+from .kernel_bodies import CALLS_BODIES_ATTR, call_body, scratch_bytes, split_kernel
+from .lift_derived_constants import derived_of
+from .straight_line import StraightLine, element_bytes, read_straight_line, tensor_bytes
+
+MAIN = "main"
+#: The Relax function that has the virtual machine call every kernel.
+BY_KERNEL = "main_by_kernel"
+#: The PrimFunc that calls all kernels.
+HOST = "main_kernels"
+#: On ``HOST``: its ``MemoryReport``, as JSON.
+MEMORY_ATTR = "bnnc.memory"
+#: On a Relax function: what it calls checks all its parameters.
+CHECKED_ATTR = "bnnc.checks_parameters"
+
+_WORKSPACE_ATTR = "bnnc.workspace_bytes"
+_BODY_PREFIX = "bnnc_"
+_TENSOR_DATA = 1  # tvm::tirx::builtin::TVMStructFieldKind::kDLTensorData
+
+
+@tvm.transform.module_pass(opt_level=0, name="RunInOneCall")
+class RunInOneCall:
+    """Turn ``main`` into one call of a host function.
+
+    Wants kernels called directly on explicitly allocated buffers, results written through parameters, alignments
+    relaxed and global symbols attached, before memory is planned for the virtual machine.
+
+    1. ``main`` must be a straight line (``straight_line.py``). A ``main`` with anything else, such as control flow or
+       functions of the runtime, stays as it is.
+    2. An allocated tensor has its place in the workspace from the first to the last kernel that it is handed to.
+    3. A kernel becomes a body that takes pointers, for the host function, and an entry that checks tensors and calls
+       the body, for the virtual machine.
+    4. The host function checks ``main``'s parameters. Constants come from the library itself and are not checked.
+    """
+
+    def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        """Apply the pass to a copy of ``module``."""
+        names = {str(variable.name_hint): variable for variable in module.get_global_vars()}
+        if MAIN not in names or HOST in names:
+            return module
+        main = module[names[MAIN]]
+        line = read_straight_line(module, main)
+        if line is None:  # 1
+            return module
+        result = module.clone()
+        symbols = {step.kernel: f"{_BODY_PREFIX}{step.kernel.name_hint}" for step in line.steps}
+        for kernel, symbol in symbols.items():  # 3
+            body, entry = split_kernel(module[kernel], symbol)
+            result.update_func(GlobalVar(symbol), body)
+            result.update_func(kernel, entry)
+        host = _host_function(main, line, symbols)
+        memory = _memory_report(module, main, line, int(host.attrs[_WORKSPACE_ATTR]))
+        result.update_func(GlobalVar(HOST), host.with_attr(MEMORY_ATTR, json.dumps(memory)))
+        by_kernel = relax.utils.copy_with_new_vars(main).with_attr("global_symbol", BY_KERNEL)
+        result.update_func(GlobalVar(BY_KERNEL), by_kernel)
+        result.update_func(names[MAIN], _one_call(main, line))
+        return result
+
+
+def host_function(module: tvm.IRModule) -> tirx.PrimFunc | None:
+    """Return the function that calls all kernels of ``main``, if there is one."""
+    found = (function for variable, function in module.functions_items() if variable.name_hint == HOST)
+    return next(found, None)
+
+
+def memory_report(module: tvm.IRModule) -> MemoryReport | None:
+    """Return the memory that a run of ``main`` takes, None where the pass did not apply."""
+    host = host_function(module)
+    if host is None:
+        return None
+    report: MemoryReport = json.loads(str(host.attrs[MEMORY_ATTR]))
+    return report
+
+
+def _host_function(main: relax.Function, line: StraightLine, symbols: Mapping[GlobalVar, str]) -> tirx.PrimFunc:
+    lifetimes = line.lifetimes()
+    plan = plan_memory(list(lifetimes.values()))
+    workspace = tirx.decl_buffer((max(plan.size, 1),), "uint8", "workspace", data_alignment=ALIGNMENT)
+    parameters = [_parameter_buffer(parameter) for parameter in main.params]
+    handles = [tirx.Var(f"constant_{index}", PointerType(PrimType("void"))) for index in range(len(line.constants))]
+    pointers = {variable: buffer.data for variable, buffer in zip(main.params, parameters, strict=True)}
+    for variable, offset in zip(lifetimes, plan.offsets, strict=True):  # 2
+        pointers[variable] = tirx.handle_add_byte_offset(workspace.data, tirx.const(offset, "int64"))
+
+    def pointer(argument: relax.Expr) -> tirx.Expr:
+        if isinstance(argument, relax.Var):
+            return pointers[argument]
+        index = next(i for i, constant in enumerate(line.constants) if constant.same_as(argument))
+        return tirx.tvm_struct_get(handles[index], 0, _TENSOR_DATA, "handle")
+
+    calls = [call_body(symbols[step.kernel], [pointer(argument) for argument in step.arguments]) for step in line.steps]
+    attributes = {"global_symbol": HOST, "s_tir": True, CALLS_BODIES_ATTR: True, _WORKSPACE_ATTR: plan.size}
+    return tirx.PrimFunc(
+        [*parameters, *handles],
+        tirx.SeqStmt([tirx.AllocBuffer(workspace), *calls]),
+        attrs=tvm.ir.make_node("ir.DictAttrs", **attributes),
+    )
+
+
+def _parameter_buffer(parameter: relax.Var) -> tirx.Var:
+    dtype = str(parameter.ty.dtype)
+    shape = [int(extent) for extent in parameter.ty.shape]
+    return tirx.decl_buffer(shape, dtype, str(parameter.name), data_alignment=element_bytes(dtype))
+
+
+def _one_call(main: relax.Function, line: StraightLine) -> relax.Function:
+    """Return ``main`` as the call of the host function, by name: that is compiled into another object file."""
+    nothing = relax.TupleType([])
+    call = relax.Call(relax.ExternFunc(HOST), [*main.params, *line.constants], ty_args=[nothing])
+    binding = relax.VarBinding(relax.Var("_", nothing), call)
+    body = relax.SeqExpr([relax.BindingBlock([binding])], relax.Tuple([]))
+    return relax.Function(main.params, body, nothing, False, main.attrs).with_attr(CHECKED_ATTR, True)
+
+
+def _memory_report(module: tvm.IRModule, main: relax.Function, line: StraightLine, workspace: int) -> MemoryReport:
+    derived = main.params[len(main.params) - len(derived_of(main)) :]
+    kernels = {step.kernel for step in line.steps}
+    return {
+        "activations_peak_bytes": peak_bytes(list(line.lifetimes().values())),
+        "workspace_bytes": workspace,
+        "scratch_bytes": max((scratch_bytes(module[kernel]) for kernel in kernels), default=0),
+        "constants_bytes": sum(tensor_bytes(constant) for constant in [*line.constants, *derived]),
+    }
