@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import bnn_compiler
-from bnn_compiler.bench import bench_layers
+from bnn_compiler.bench import Timing, bench_layers, bench_report
 from bnn_compiler.frontend import import_onnx
 from bnn_compiler.profiling.kernel_timing import measure_hook_cost, time_kernels
 from bnn_compiler.profiling.machine_peaks import measure_peaks, memory_levels
@@ -83,6 +83,13 @@ def test_docs_describe_every_field() -> None:
     parts = (made, made["layers"][0], made["kernels"][0], made["shares"], made["onnxruntime"], made["peaks"])
     fields = {field for part in (*parts, made["peaks"]["bandwidth"][0]) for field in part}
     assert {field for field in fields if f"`{field}`" not in text} == set()
+
+
+def test_docs_describe_every_field_of_bench() -> None:
+    text = DOCS.read_text(encoding="utf-8").split("## Bench")[1].split("\n## ")[0]
+    timing = Timing("t", 1, (1.0,), (1.0,))
+    made = bench_report("m", 1, 3, {}, timing, [timing], profile())
+    assert {field for field in (*made, *made["network"]) if f"`{field}`" not in text} == set()
 
 
 def test_renamed_and_fused_nodes_are_led_back() -> None:
