@@ -87,12 +87,15 @@ class LayerReport(_Layer, total=False):
     """One convolution or dense layer, in the order of the graph.
 
     ``choice`` and what follows are there unless ``algorithm`` is ``float``: how the algorithm was chosen, whether the
-    layer hands bits to its readers, the artifact's function of this layer alone, the ONNX tensor it takes and the one
-    it gives (null where a tensor has no name in the model), and the order it has their axes in (null: as in the model).
+    layer hands bits to its readers, the ONNX nodes that run in its kernel and the layers it packs its result for, the
+    artifact's function of this layer alone, the ONNX tensor it takes and the one it gives (null where a tensor has no
+    name in the model), and the order it has their axes in (null: as in the model).
     """
 
     choice: ChoiceReport
     gives_bits: bool
+    fused: list[str]
+    packs_for: list[str]
     function: str
     input: str | None
     output: str | None
@@ -224,6 +227,7 @@ def _layer_report(entry: Mapping[str, Any]) -> LayerReport:
     if entry["algorithm"] != "float":
         report["choice"] = entry["choice"]
         report["gives_bits"] = entry["gives_bits"]
+        report["fused"], report["packs_for"] = list(entry.get("fused", [])), list(entry.get("packs_for", []))
         report["function"], report["input"], report["output"] = entry["function"], entry["input"], entry["output"]
         # Libraries compiled before there were such orders have none.
         report["input_axes"], report["output_axes"] = entry.get("input_axes"), entry.get("output_axes")

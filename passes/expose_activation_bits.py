@@ -12,8 +12,8 @@ Conditions, checked in this order; where one fails nothing is added:
 1. ``main`` is one dataflow block, there are layer functions, and the pass has not run before;
 2. each layer function calls finished kernels (PrimFuncs with attribute ``bnnc.kernel``), the last of which, the
    product, takes the result of the one before;
-3. the calls in ``main`` to these products, in order, are those of the layers, in order: same kernel, same constants;
-   or a kernel that gives bits with the same program (``bits_between_layers``).
+3. each layer's product is one call in ``main``: of the same kernel, or of one that computes it in another form
+   (``PARTS_ATTR``), on the same constants; several layers that are all alike follow each other as in the report.
 
 No kernel is added: the cost is some hundred bytes of code for TVM's virtual machine.
 """
@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import tvm
 import tvm_ffi
 from tvm import relax
 from tvm.ir import Call, GlobalVar, Var
 
-from bnn_compiler.kernels.layer_kernels import GIVES_BITS_ATTR
+from bnn_compiler.kernels.layer_kernels import PARTS_ATTR
 
 from .lift_derived_constants import DERIVED_ATTR, DERIVED_PREFIX, derived_of
 
@@ -49,16 +50,14 @@ class ExposeActivationBits:
         if main is None or not names or FUNCTION in (variable.name_hint for variable in module.functions):  # 1
             return module
         layers = [_pack_and_product(module, name) for name in names]
-        products = {_callee(layer[1]) for layer in layers if layer is not None}
-        products |= {variable for variable, function in module.functions.items() if _gives_bits(function)}
-        calls = [binding.value for binding in main if _callee(binding.value) in products]
+        products = [product for binding in main for product in _products(module, binding.value)]
         packs: dict[Var, str] = {}
-        for name, layer, call in zip(names, layers, calls, strict=False):
-            if layer is None or not _same_layer(module, call, layer[1]):  # 2, 3
+        for name, layer in zip(names, layers, strict=True):
+            found = next((p for p in products if layer is not None and _same_layer(p, layer[1])), None)
+            if found is None:  # 2, 3
                 return module
-            packs.setdefault(call.args[1][0], name)
-        if len(calls) != len(names):  # 3
-            return module
+            products.remove(found)
+            packs.setdefault(found.data, name)
         builder = relax.BlockBuilder(module)
         _add_copy(builder, FUNCTION, module["main"], list(packs))
         for name in packs.values():
@@ -106,21 +105,41 @@ def _pack_and_product(module: tvm.IRModule, name: str) -> tuple[Call, Call] | No
     return kernels[-2].value, kernels[-1].value
 
 
-def _gives_bits(function: tvm.ir.BaseFunc) -> int:
-    """For a product that gives bits, how many constants it has in common with the one that gives floats; else 0."""
-    return int(function.attrs[GIVES_BITS_ATTR]) if GIVES_BITS_ATTR in (function.attrs or {}) else 0
+@dataclass(frozen=True, eq=False)
+class _Product:
+    """A product in ``main``: its packed activation and constants; ``kernel`` is None where it is in another form."""
+
+    kernel: GlobalVar | None
+    data: Var
+    constants: tuple[relax.Expr, ...]
 
 
-def _same_layer(module: tvm.IRModule, call: Call, layer_call: Call) -> bool:
-    """Whether both are the product of one layer, by kernel and constants; ``call`` may give bits."""
-    fields, layer_fields = call.args[1].fields[1:], layer_call.args[1].fields[1:]
-    if common := _gives_bits(module[_callee(call)]):
-        fields, layer_fields = fields[:common], layer_fields[:common]
-    elif _callee(call) != _callee(layer_call):
+def _products(module: tvm.IRModule, value: relax.Expr) -> list[_Product]:
+    """The products that a call of a kernel may compute."""
+    kernel = _callee(value)
+    if kernel is None:
+        return []
+    attributes, fields = module[kernel].attrs or {}, tuple(value.args[1].fields)
+    if PARTS_ATTR not in attributes:
+        return [_Product(kernel, fields[0], fields[1:])] if fields else []
+    numbers = [int(number) for number in attributes[PARTS_ATTR]]
+    return [
+        _Product(None, fields[position], fields[position + 1 : position + 1 + count])
+        for position, count in zip(numbers[::2], numbers[1::2], strict=True)
+    ]
+
+
+def _same_layer(product: _Product, layer_call: Call) -> bool:
+    """Whether both are the product of one layer, by kernel and constants."""
+    constants = tuple(layer_call.args[1].fields)[1:]
+    if product.kernel is None:
+        # A kernel that gives bits shares the first constants alone: the others are in another form, too.
+        constants = constants[: len(product.constants)]
+    elif product.kernel != _callee(layer_call):
         return False
-    if len(fields) != len(layer_fields):
+    if len(product.constants) != len(constants):
         return False
-    pairs = zip(fields, layer_fields, strict=True)
+    pairs = zip(product.constants, constants, strict=True)
     return all(a.same_as(b) or _same_derived(a, b) or tvm_ffi.structural_equal(a, b) for a, b in pairs)
 
 

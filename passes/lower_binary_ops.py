@@ -11,7 +11,10 @@
    them. Its report entry then says ``gives_bits``; its function ``layer_<i>`` still gives floats.
 5. In ``main`` the calls' variables get names of their own, which ``bnnc.names`` then explains: which layer a kernel
    belongs to, and whether it counts (``product``) or changes the form of its input or result (``convert``).
-6. A derived constant is stored as its value. With ``derive=True`` it becomes a call of the kernel that makes it, with
+6. What follows a layer runs in its kernel where it can (``output_fusion``): in ``main`` one kernel then stands in place
+   of the product and of the operators behind it, and of its readers' packs where it gives their bits. The report entry
+   lists the operators' ONNX nodes in ``fused`` and the layers it packs for in ``packs_for``.
+7. A derived constant is stored as its value. With ``derive=True`` it becomes a call of the kernel that makes it, with
    the attribute ``bnnc.derives_constant``, for ``LiftDerivedConstants`` behind this pass.
 
 The kernels are chosen by the target in scope (``with target:``) or the one given.
@@ -30,54 +33,43 @@ from tvm import relax
 from tvm.ir import Call, GlobalVar
 
 from bnn_compiler.composites import apply_moves, binary_composites, composite_names, read_composite
-from bnn_compiler.constants import Array
 from bnn_compiler.kernels.bit_paths import find_bit_edges
 from bnn_compiler.kernels.bits_between_layers import BitFlow, handover_of, plan_bit_flow
-from bnn_compiler.kernels.derived_constant import Constant, DerivedConstant, resident_bytes, stored_bytes, value_of
+from bnn_compiler.kernels.derived_constant import resident_bytes, stored_bytes
 from bnn_compiler.kernels.kernel_choice import Choice, ChoiceOptions, choose_kernels
-from bnn_compiler.kernels.layer_kernels import Kernel, reach_of
-from bnn_compiler.layers import BinaryLayer, BinarySpec, LayerNames, Move
+from bnn_compiler.kernels.layer_kernels import reach_of
+from bnn_compiler.kernels.output_fusion import FusedOutput, plan_output_fusion
+from bnn_compiler.layers import BinaryLayer, BinarySpec, LayerNames
 from bnn_compiler.module_attributes import LAYERS_ATTRIBUTE, NAMES_ATTRIBUTE, read_attribute
-from bnn_compiler.passes.lift_derived_constants import DERIVES_ATTR
+from bnn_compiler.passes.kernel_calls import KernelCalls
 from bnn_compiler.passes.name_variables import unique_name
 from bnn_compiler.schedules.isa import Isa, detect_isa
 from bnn_compiler.target import target_in_scope
 
 
-class _Constants:
-    """One Relax constant per distinct array, so that main and the layer functions share it."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, tuple[int, ...], bytes], relax.Expr] = {}
-
-    def of(self, array: Array) -> relax.Expr:
-        key = (str(array.dtype), array.shape, array.tobytes())
-        if key not in self._known:
-            self._known[key] = relax.const(np.ascontiguousarray(array))
-        return self._known[key]
-
-
 @relax.expr_functor.mutator
 class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
-    def __init__(self, module: tvm.IRModule, plans: dict[str, _Planned], bit_flow: BitFlow, *, derive: bool) -> None:
+    def __init__(
+        self,
+        module: tvm.IRModule,
+        plans: dict[str, _Planned],
+        bit_flow: BitFlow,
+        fused: Sequence[FusedOutput],
+        *,
+        derive: bool,
+    ) -> None:
         super().__init__(module)
         self._plans = plans
         self._bit_flow = bit_flow
-        self._derive = derive
-        self._constants = _Constants()
-        self._shared: dict[tuple[Any, ...], relax.Expr] = {}
-        self._taken = set(read_attribute(module, NAMES_ATTRIBUTE) or ())
+        self._fused = {output.result: output for output in fused}
+        self._absorbed = {variable for output in fused for variable in output.absorbed}
+        self._packed: dict[str, relax.Expr] = {}
+        self._inputs: dict[str, relax.Expr] = {}
+        self._calls = KernelCalls(derive=derive)
+        self._tensors: dict[str, Any] = read_attribute(module, NAMES_ATTRIBUTE) or {}
+        self._taken = set(self._tensors)
         #: Rule 5: what is to be added to ``bnnc.names``.
         self.names: dict[str, dict[str, str | None]] = {}
-
-    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
-        """Rule 4: nothing is computed between bits and their readers."""
-        if binding.var in self._bit_flow.skipped:
-            return
-        super().visit_var_binding_(binding)
-        operand = self._bit_flow.operands.get(binding.var)
-        if operand is not None:
-            self.set_var_remap(operand, self.get_var_remap(binding.var))
 
     def visit_call_(self, call: Call) -> relax.Expr:
         """Rule 1."""
@@ -85,6 +77,61 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         if name not in self._plans:
             return super().visit_call_(call)
         return self._emit_in_main(self.visit_expr(call.args[0]), self._plans[name])
+
+    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
+        """Rules 4 and 6: nothing between bits and their readers; a fused kernel where the last operator in it stood."""
+        variable, value = binding.var, binding.value
+        if variable in self._absorbed and isinstance(value.op, GlobalVar):
+            self._inputs[value.op.name_hint] = self.visit_expr(value.args[0])
+        if variable in self._fused:
+            self._emit_fused(variable, self._fused[variable])
+        elif variable not in self._absorbed and variable not in self._bit_flow.skipped:
+            super().visit_var_binding_(binding)
+            operand = self._bit_flow.operands.get(variable)
+            if operand is not None:
+                self.set_var_remap(operand, self.get_var_remap(variable))
+
+    def _emit_fused(self, result: relax.Var, fused: FusedOutput) -> None:
+        builder, calls = self.builder_, self._calls
+        arguments: list[relax.Expr] = []
+        for part in fused.parts:
+            arguments.append(self._input_of_product(self._inputs[part.composite], self._plans[part.composite]))
+            arguments += [calls.constant(builder, constant) for constant in part.constants]
+            arguments += [
+                calls.constant(builder, operand) if isinstance(operand, np.ndarray) else self.visit_expr(operand)
+                for operand in part.operands
+            ]
+        arguments += [calls.constant(builder, parameter) for parameter in fused.parameters]
+        types = [
+            relax.TensorType(shape, dtype)
+            for shape, dtype in ((fused.floats, "float32"), (fused.bits, "uint64"))
+            if shape is not None
+        ]
+        function = builder.add_func(fused.function, str(fused.function.attrs["bnnc.kernel"]))
+        output = self._tensors.get(str(result.name), {}).get("output")
+        name = self._name(self._plans[fused.parts[0].composite], "product", output)
+        value = builder.emit(relax.call_tir(function, arguments, types if len(types) > 1 else types[0]), name)
+        results = [relax.TupleGetItem(value, i) for i in range(2)] if len(types) > 1 else [value]
+        if fused.bits is not None:
+            bits = results[-1] if len(types) == 1 else builder.emit(results[-1])
+            self._packed.update(dict.fromkeys(fused.readers, bits))
+        if fused.floats is not None and len(types) > 1:
+            super().visit_var_binding_(relax.VarBinding(result, results[0]))
+        elif fused.floats is not None:
+            self.set_var_remap(result, value)
+
+    def _input_of_product(self, x: relax.Expr, plan: _Planned) -> relax.Expr:
+        """What the layer's product reads in ``main``, from the layer's input ``x``."""
+        value = self._packed.get(plan.composite, x if plan.composite in self._bit_flow.readers else None)
+        stages = plan.choice.kernels.stages[:-1]
+        if value is None:
+            value = self._calls.moved(self.builder_, x, plan.spec.prefix)
+        else:
+            stages = stages[1:]
+        for kernel in stages:
+            name = self._name(plan, "convert")
+            value = self._calls.call(self.builder_, kernel, value, share=True, name=name)
+        return value
 
     def layer_function(self, name: str, plan: _Planned) -> None:
         """Rule 2: add ``name`` to the module."""
@@ -94,22 +141,19 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
             with builder.dataflow():
                 value = apply_moves(builder, x, plan.spec.prefix)
                 for kernel in plan.choice.kernels.stages:
-                    value = self._call(builder, kernel, value, share=False)
+                    value = self._calls.call(builder, kernel, value, share=False)
                 output = builder.emit_output(apply_moves(builder, value, plan.spec.suffix))
             builder.emit_func_output(output)
 
     def _emit_in_main(self, x: relax.Expr, plan: _Planned) -> relax.Expr:
         """Rules 1 and 4."""
-        builder, kernels = self.builder_, plan.choice.kernels
-        reads_bits = plan.composite in self._bit_flow.readers
-        value = x if reads_bits else self._moved(builder, x, plan.spec.prefix)
-        for kernel in kernels.stages[1 if reads_bits else 0 : -1]:
-            value = self._call(builder, kernel, value, share=True, name=self._name(plan, "convert"))
+        builder = self.builder_
+        value = self._input_of_product(x, plan)
         bits = self._bit_flow.stages.get(plan.composite)
-        for index, kernel in enumerate(bits or (kernels.product,)):
+        for index, kernel in enumerate(bits or (plan.choice.kernels.product,)):
             output = None if bits else plan.names.output_tensor
             name = self._name(plan, "convert" if index else "product", output)
-            value = self._call(builder, kernel, value, share=False, name=name)
+            value = self._calls.call(builder, kernel, value, share=False, name=name)
         return apply_moves(builder, value, plan.spec.suffix)
 
     def _name(self, plan: _Planned, role: str, output: str | None = None) -> str:
@@ -117,41 +161,6 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         name = unique_name(f"{plan.names.node}_{role}", self._taken)
         self.names[name] = {"node": plan.names.node, "op": plan.names.op, "output": output, "role": role}
         return name
-
-    def _moved(self, builder: relax.BlockBuilder, x: relax.Expr, moves: Sequence[Move]) -> relax.Expr:
-        """``apply_moves``, once for each tensor and sequence of moves."""
-        key = (x, *moves)
-        if key not in self._shared:
-            self._shared[key] = apply_moves(builder, x, moves)
-        return self._shared[key]
-
-    def _call(
-        self, builder: relax.BlockBuilder, kernel: Kernel, data: relax.Expr, *, share: bool, name: str = ""
-    ) -> relax.Expr:
-        """Call ``kernel``; with ``share`` the same kernel is called once on the same data and constants.
-
-        ``name`` is the result's; the builder finds one where it is empty.
-        """
-        function = builder.add_func(kernel.function, kernel.name)  # the same variable for a function that is there
-        constants = [self._constant(builder, constant) for constant in kernel.constants]
-        key = (data, function, *constants)
-        if share and key in self._shared:
-            return self._shared[key]
-        call = relax.call_tir(function, [data, *constants], relax.TensorType(kernel.shape, kernel.dtype))
-        result = builder.emit(call, name)
-        if share:
-            self._shared[key] = result
-        return result
-
-    def _constant(self, builder: relax.BlockBuilder, constant: Constant) -> relax.Expr:
-        """Rule 6."""
-        if not isinstance(constant, DerivedConstant) or not self._derive:
-            return self._constants.of(value_of(constant))
-        kernel = constant.function.with_attr(DERIVES_ATTR, True)
-        function = builder.add_func(kernel, str(kernel.attrs["bnnc.kernel"]))
-        stored = [self._constants.of(array) for array in constant.stored]
-        result = relax.TensorType(constant.value.shape, str(constant.value.dtype))
-        return builder.emit(relax.call_tir(function, stored, result))
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,12 +187,15 @@ def lower_module(
     planned = _plan(module, specs, isa, options, [entry["name"] for entry in entries])
     plans = {plan.composite: plan for plan in planned}
     bit_flow = plan_bit_flow(edges, handovers, {name: plan.choice.kernels for name, plan in plans.items()})
-    lowerer = _Lowerer(module, plans, bit_flow, derive=derive)
+    layers_of = {name: (plan.spec, plan.choice.kernels) for name, plan in plans.items()}
+    fused = plan_output_fusion(module["main"], layers_of, bit_flow, isa)
+    lowerer = _Lowerer(module, plans, bit_flow, fused, derive=derive)
     lowerer.builder_.update_func(module.get_global_var("main"), lowerer.visit_expr(module["main"]))
     entry_of = {entry["name"]: entry for entry in entries}
     layers = []
     for index, plan in enumerate(planned):
         bits = bit_flow.stages.get(plan.composite, ())
+        behind = next((output for output in fused if plan.composite in output.composites), None)
         constants = (*plan.choice.kernels.constants, *(c for kernel in bits for c in kernel.constants))
         layer = _binary_layer(f"layer_{index}", plan, stored_bytes(constants))
         lowerer.layer_function(layer.function, plan)
@@ -194,7 +206,9 @@ def lower_module(
             weight_bytes=layer.weight_bytes,
             resident_bytes=resident_bytes(constants),
             choice=plan.choice.details,
-            gives_bits=bool(bits),
+            gives_bits=bool(bits) or (behind is not None and behind.floats is None),
+            fused=[] if behind is None else _node_names(module, behind.absorbed, plan.names),
+            packs_for=[] if behind is None else [plans[reader].names.node for reader in behind.readers],
             function=layer.function,
             input=layer.input_tensor,
             output=layer.output_tensor,
@@ -222,6 +236,13 @@ def _plan(
         planned.append(_Planned(variable.name_hint, names, spec, choose_kernels(spec, isa, options)))
     position = {name: index for index, name in enumerate(order)}
     return sorted(planned, key=lambda plan: position.get(plan.names.node, len(order)))
+
+
+def _node_names(module: tvm.IRModule, variables: Sequence[relax.Var], layer: LayerNames) -> list[str]:
+    """The ONNX nodes (or, without names, the variables) that define ``variables``, but for the layer's own."""
+    names = read_attribute(module, NAMES_ATTRIBUTE) or {}
+    nodes = [names.get(str(variable.name), {}).get("node", str(variable.name)) for variable in variables]
+    return [node for node in dict.fromkeys(nodes) if node != layer.node]
 
 
 def _binary_layer(function: str, plan: _Planned, weight_bytes: int) -> BinaryLayer:

@@ -108,31 +108,35 @@ def popcount_conv2d(
     zero = default_zero(alphabet) if zero is None else zero
     has_table = has_border_correction(geometry, alphabet, zero_padded, zero)
     plan = PopcountPlan(geometry, alphabet, has_table, has_offset_per_channel(alphabet, zero), isa)
-    channels = (geometry.out_channels,)
-    arguments = [
-        Argument("bits", conv_bits_shape(geometry, alphabet), "uint64"),
-        Argument("weights", (geometry.out_channels, plan.weight_depth), "uint64"),
-    ]
-    if plan.has_table or plan.offset_per_channel:
-        arguments.append(Argument("offsets", (geometry.out_channels, plan.classes), "int32"))
-    if plan.has_table:
-        arguments.append(Argument("pixel_class", (plan.pixels,), "int32"))
-    if has_scale:
-        arguments.append(Argument("scale", channels, "float32"))
-    if has_bias:
-        arguments.append(Argument("bias", channels, "float32"))
+    arguments = product_arguments(plan, has_scale=has_scale, has_bias=has_bias)
     shape = (geometry.batch, geometry.out_channels, geometry.out_height, geometry.out_width)
     arguments.append(Argument("output", shape, out_dtype))
     kernel_shape = "x".join(map(str, geometry.kernel))
     name = f"popcount_conv2d_{kernel_shape}_{alphabet}_{isa.name}"
-    return build_kernel(name, name, arguments, lambda buffers: ConvEmitter(plan, buffers).emit())
+    return build_kernel(name, name, arguments, lambda buffers: ConvEmitter(plan, buffers, out_dtype).emit())
+
+
+def product_arguments(plan: PopcountPlan, *, has_scale: bool, has_bias: bool) -> list[Argument]:
+    """The arguments of ``popcount_conv2d``, without its output."""
+    channels = (plan.geometry.out_channels,)
+    arguments = [
+        Argument("bits", conv_bits_shape(plan.geometry, plan.alphabet), "uint64"),
+        Argument("weights", (*channels, plan.weight_depth), "uint64"),
+    ]
+    if plan.has_table or plan.offset_per_channel:
+        arguments.append(Argument("offsets", (*channels, plan.classes), "int32"))
+    if plan.has_table:
+        arguments.append(Argument("pixel_class", (plan.pixels,), "int32"))
+    parameters = (("scale", has_scale), ("bias", has_bias))
+    return [*arguments, *(Argument(name, channels, "float32") for name, is_there in parameters if is_there)]
 
 
 class ConvEmitter:
     """Emits the loops of one convolution; ``results`` is what becomes of a register tile."""
 
-    def __init__(self, plan: PopcountPlan, buffers: Mapping[str, Buffer]) -> None:
+    def __init__(self, plan: PopcountPlan, buffers: Mapping[str, Buffer], out_dtype: OutDtype = "float32") -> None:
         self.plan = plan
+        self.out_dtype = out_dtype
         self.unit = plan.unit
         self.buffers = buffers
         lanes = self.unit.lanes
@@ -142,33 +146,29 @@ class ConvEmitter:
         self.tile = PopcountTile(self.unit, *self.tile_shape, plan.weight_depth, code_bits(plan.alphabet))
         self.band_pixels = band_pixels
         self.columns = buffers["bits"] if plan.is_pointwise else workspace(plan.depth * plan.column_stride, "uint64")
-        self.spill = register(lanes, "float32" if str(buffers["output"].dtype) == "float32" else "int32")
+        self.spill = register(lanes, out_dtype)
 
     def emit(self) -> None:
-        """Loop over images, groups and bands."""
+        """Loop over images."""
+        with serial(self.plan.geometry.batch) as image:
+            self.emit_image(image)
+
+    def emit_image(self, image: Expr) -> None:
+        """Loop over groups and bands; the results of some pixels come twice."""
         plan = self.plan
         geometry = plan.geometry
-        with serial(geometry.batch) as image:
-            self.begin_image(image)
-            with serial(geometry.groups) as group, serial(plan.bands) as band:
-                plane = image * geometry.groups + group
-                first_row = band * plan.band_rows
-                if plan.bands * plan.band_rows > geometry.out_height:
-                    last = geometry.out_height - plan.band_rows
-                    first_row = bind(minimum(first_row, last))
-                if plan.is_pointwise:
-                    column_start = plane * (plan.words * plan.pixels)
-                else:
-                    column_start = 0
-                    self._gather_columns(plane, first_row)
-                self._multiply(image, group, column_start, first_row * geometry.out_width)
-            self.end_image(image)
-
-    def begin_image(self, image: Expr) -> None:
-        """Called before the results of an image."""
-
-    def end_image(self, image: Expr) -> None:
-        """Called behind the results of an image; some pixels come twice."""
+        with serial(geometry.groups) as group, serial(plan.bands) as band:
+            plane = image * geometry.groups + group
+            first_row = band * plan.band_rows
+            if plan.bands * plan.band_rows > geometry.out_height:
+                last = geometry.out_height - plan.band_rows
+                first_row = bind(minimum(first_row, last))
+            if plan.is_pointwise:
+                column_start = plane * (plan.words * plan.pixels)
+            else:
+                column_start = 0
+                self._gather_columns(plane, first_row)
+            self._multiply(image, group, column_start, first_row * geometry.out_width)
 
     def _gather_columns(self, plane: Expr, first_row: Expr) -> None:
         """columns[word, ky, kx][pixel] of one band; rows are copied in vectors that may overlap."""
@@ -266,19 +266,30 @@ class ConvEmitter:
         plan = self.plan
         for j, row in enumerate(rows):
             channel = first_channel + j
-            parameters = [
-                bind(load(self.buffers[name], channel)) if name in self.buffers else None for name in ("scale", "bias")
-            ]
+            parameters = self.parameters(channel)
             output = bind((image * plan.geometry.out_channels + channel) * plan.pixels + first_pixel)
             for start, disagreements, width in row:
-                offset = self.offset(channel, first_pixel + start, width, valid)
-                y = integer_result(disagreements, offset, plan.alphabet, width)
-                if str(self.buffers["output"].dtype) == "float32":
-                    scale, bias = (None if value is None else splat(value, width) for value in parameters)
-                    y = float_result(y, scale, bias, width, plan.isa)
-                # Either every vector is whole, or there is one, and partly real.
-                leading = valid if valid < self.unit.lanes else width
-                store_leading(self.buffers["output"], output + start, y, leading, width, self.spill)
+                y = self.value(disagreements, channel, parameters, first_pixel + start, width, valid)
+                store_leading(self.buffers["output"], output + start, y, self.leading(width, valid), width, self.spill)
+
+    def leading(self, width: int, valid: int) -> int:
+        """How many of ``width`` pixels exist: either every vector is whole, or there is one, and partly real."""
+        return valid if valid < self.unit.lanes else width
+
+    def parameters(self, channel: Expr) -> list[Expr | None]:
+        """Scale and bias of a channel, where there are any."""
+        return [bind(load(self.buffers[name], channel)) if name in self.buffers else None for name in ("scale", "bias")]
+
+    def value(
+        self, disagreements: Expr, channel: Expr, parameters: list[Expr | None], pixel: Expr, width: int, valid: int
+    ) -> Expr:
+        """z of ``width`` adjacent pixels of a channel, or float(z)·scale + bias."""
+        plan = self.plan
+        z = integer_result(disagreements, self.offset(channel, pixel, width, valid), plan.alphabet, width)
+        if self.out_dtype == "int32":
+            return z
+        scale, bias = (None if value is None else splat(value, width) for value in parameters)
+        return float_result(z, scale, bias, width, plan.isa)
 
     def offset(self, channel: Expr, pixel: Expr, lanes: int, valid: int) -> Expr:
         """The offset in z of ``lanes`` adjacent pixels of a channel, int32 x lanes; only ``valid`` if fewer exist."""

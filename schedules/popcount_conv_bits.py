@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 
+from bnn_compiler.schedules.bit_gatherer import HALF_BITS, BitGatherer, can_read_bits
 from bnn_compiler.schedules.bit_pool import ActivationWriter, check_handover, pool_arguments
 from bnn_compiler.schedules.border_classes import has_border_correction
 from bnn_compiler.schedules.geometry import ConvGeometry
@@ -26,24 +27,12 @@ from bnn_compiler.schedules.kernel_builder import (
     PrimFunc,
     bind,
     build_kernel,
-    constant,
     load,
-    serial,
     splat,
-    store,
-    typed,
-    workspace,
 )
-from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, code_step, common_offset, default_zero
-from bnn_compiler.schedules.popcount_conv import ConvEmitter
+from bnn_compiler.schedules.popcount import Alphabet, code_step, common_offset, default_zero
+from bnn_compiler.schedules.popcount_conv import ConvEmitter, product_arguments
 from bnn_compiler.schedules.popcount_conv_plan import PopcountPlan, conv_bits_shape
-
-_HALF_BITS = WORD_BITS // 2
-
-
-def can_read_bits(reader: ConvGeometry) -> bool:
-    """Whether the reader's words hold adjacent channels: one group, or whole words per group."""
-    return reader.groups == 1 or reader.group_in_channels % WORD_BITS == 0
 
 
 def popcount_conv2d_bits_constants(
@@ -92,15 +81,9 @@ def popcount_conv2d_bits(
     zero = default_zero(alphabet) if zero is None else zero
     has_table = has_border_correction(geometry, alphabet, zero_padded, zero)
     plan = PopcountPlan(geometry, alphabet, has_table, True, isa)
-    arguments = [
-        Argument("bits", conv_bits_shape(geometry, alphabet), "uint64"),
-        Argument("weights", (geometry.out_channels, plan.weight_depth), "uint64"),
-        Argument("offsets", (geometry.out_channels, plan.classes), "int32"),
-        Argument("inverted", (geometry.out_channels,), "int32"),
-    ]
-    if has_table:
-        arguments.append(Argument("pixel_class", (plan.pixels,), "int32"))
-    arguments += pool_arguments(reader, masked=masked)
+    bits, weights, offsets, *classes = product_arguments(plan, has_scale=False, has_bias=False)
+    inverted = Argument("inverted", (geometry.out_channels,), "int32")
+    arguments = [bits, weights, offsets, inverted, *classes, *pool_arguments(reader, masked=masked)]
     arguments.append(Argument("output", conv_bits_shape(reader, "bipolar"), "uint64"))
     kernel_shape = "x".join(map(str, geometry.kernel))
     name = f"popcount_conv2d_bits_{kernel_shape}_{alphabet}_{isa.name}"
@@ -121,19 +104,14 @@ class _BitsEmitter(ConvEmitter):
         buffers: Mapping[str, Buffer],
     ) -> None:
         super().__init__(plan, buffers)
-        self.reader = reader
-        self.writer = ActivationWriter(reader, pool, buffers)
-        self.pad_bit = pad_bit
-        #: Pixels of a row of halves: what lies behind the last one belongs to no pixel.
-        self.stride = plan.pixels + 2 * self.unit.lanes
-        self.words = -(-plan.geometry.out_channels // WORD_BITS)
-        self.halves = workspace(2 * self.words * self.stride, "uint32")
-        self.joined = workspace(plan.pixels, "uint64")
+        writer = ActivationWriter(reader, pool, buffers)
+        self.bits = BitGatherer(reader, "bipolar", pad_bit, buffers["output"], writer, plan.pixels, self.unit.lanes)
 
-    def begin_image(self, image: Expr) -> None:
-        """Clear the bits."""
-        with serial(2 * self.words * self.stride) as index:
-            store(self.halves, index, constant(0, "uint32"))
+    def emit_image(self, image: Expr) -> None:
+        """Count, then copy the bits into the reader's activation."""
+        self.bits.clear()
+        super().emit_image(image)
+        self.bits.finish(image)
 
     def results(
         self, image: Expr, first_channel: Expr, rows: list[list[tuple[int, Expr, int]]], first_pixel: Expr, valid: int
@@ -141,46 +119,19 @@ class _BitsEmitter(ConvEmitter):
         """Set the bits of adjacent channels; setting one twice does no harm."""
         channels = self.plan.geometry.group_out_channels
         # Where tiles of channels do not cross a half word, its bits are gathered in a register.
-        together = _HALF_BITS % self.tile_shape[1] == 0 and channels % self.tile_shape[1] == 0
+        together = HALF_BITS % self.tile_shape[1] == 0 and channels % self.tile_shape[1] == 0
         bits: dict[int, Expr] = {}
         for j, row in enumerate(rows):
             channel = first_channel + j
-            bit = bind(tirx.const(1, "uint32") << (channel % _HALF_BITS).astype("uint32"))
+            bit = bind(tirx.const(1, "uint32") << (channel % HALF_BITS).astype("uint32"))
             none = tirx.const(0, "uint32")
             is_inverted = bind(load(self.buffers["inverted"], channel)) != 0
             reached, missed = bind(tirx.Select(is_inverted, none, bit)), bind(tirx.Select(is_inverted, bit, none))
-            word = bind(channel // _HALF_BITS * self.stride + first_pixel)
+            word = self.bits.row(channel, first_pixel)
             for start, disagreements, width in row:
                 bound = self.offset(channel, first_pixel + start, width, valid)
                 found = tirx.Select(disagreements <= bound, splat(reached, width), splat(missed, width))
                 before = bits.get(start) if together else None
                 bits[start] = bind(found if before is None else before | found)
                 if not together or j == len(rows) - 1:
-                    store(self.halves, word + start, load(self.halves, word + start, width) | bits[start], width)
-
-    def end_image(self, image: Expr) -> None:
-        """Join halves to words and copy them into the reader's activation."""
-        pixels, channels = self.plan.pixels, self.plan.geometry.out_channels
-        self.writer.clear()
-        lanes = min(self.unit.lanes, 1 << (pixels.bit_length() - 1))
-
-        def join_halves(word: int | Expr, count: int) -> None:
-            def at(start: Expr | int, width: int) -> None:
-                low, high = (
-                    load(self.halves, (2 * word + half) * self.stride + start, width).astype(typed("uint64", width))
-                    for half in range(2)
-                )
-                store(self.joined, start, low | (high << constant(_HALF_BITS, "uint64", width)), width)
-
-            with serial(pixels // lanes) as vector:
-                at(vector * lanes, lanes)
-            with serial(pixels % lanes) as pixel:
-                at(pixels // lanes * lanes + pixel, 1)
-            ring = constant((1 << count) - 1 if self.pad_bit else 0, "uint64")
-            plane = bind((image * self.words + word) * (self.reader.padded_height * self.reader.padded_width))
-            self.writer.write(self.joined, 0, word, self.buffers["output"], plane, ring)
-
-        with serial(channels // WORD_BITS) as word:
-            join_halves(word, WORD_BITS)
-        if channels % WORD_BITS:
-            join_halves(channels // WORD_BITS, channels % WORD_BITS)
+                    self.bits.set_bits(word + start, bits[start], width)

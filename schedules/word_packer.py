@@ -1,19 +1,16 @@
 """Gather up to 64 rows of float activations into words: the bits of row c become bit c.
 
 Adjacent elements (pixels, or features in strided order) fill the lanes of a vector; 32 rows are gathered into a vector
-of 32-bit masks, one compare and one masked *or* each, and two of those make a vector of 64-bit words. A code of k bits
-costs about two masked operations per threshold, whatever the codes are.
+of 32-bit masks, one compare and one masked *or* each, and two of those make a vector of 64-bit words.
 """
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Callable, Mapping
 
 from tvm import tirx
 
-from bnn_compiler.schedules.intrinsics import fused_multiply_add
+from bnn_compiler.schedules.bit_rule_emitter import BitRuleEmitter
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.kernel_builder import (
     Buffer,
@@ -30,7 +27,7 @@ from bnn_compiler.schedules.kernel_builder import (
     tile_starts,
     typed,
 )
-from bnn_compiler.schedules.pack_rule import PackRule, Predicate
+from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount import WORD_BITS, planes
 
 #: Vectors of elements side by side: whole cache lines of every row, and the loop's bookkeeping shared.
@@ -59,9 +56,7 @@ class WordPacker:
         plane_count = planes(rule.alphabet)
         self._vectors = min(_TILE_VECTORS if plane_count <= 2 else _TILE_VECTORS // 2, extent // self.lanes)
         self._extent = extent
-        self._length = length
-        self._rule = rule
-        self._isa = isa
+        self._rule = BitRuleEmitter(rule, length, isa, buffers, row_parameters=row_parameters)
         self._buffers = buffers
         self._row_parameters = row_parameters
         self._masks = [
@@ -90,33 +85,7 @@ class WordPacker:
 
     def bits_at(self, lanes: int, x: Index, parameter: Index, bit: Expr, zero: Expr) -> list[Expr]:
         """Per plane, ``bit`` where its bit is set for the elements at ``x``, else ``zero`` (of the same type)."""
-        dtype = typed(self._rule.compute_dtype, lanes)
-        value = load(self._buffers["x"], x, lanes)
-        if self._rule.dtype != self._rule.compute_dtype:
-            value = value.astype(dtype)
-        if self._rule.affine:
-            scale, shift = self._parameter("scale", parameter, lanes), self._parameter("shift", parameter, lanes)
-            value = fused_multiply_add(value, scale, shift, dtype, self._isa)
-        if not self._rule.codes:
-            bound = self._bound(0, parameter, lanes)
-            return [_bit_where(predicate, value, bound, bit, zero) for predicate in self._rule.predicates()]
-        value = bind(value)
-        passed = [
-            _bit_where(self._rule.predicate, value, self._bound(i, parameter, lanes), bit, zero)
-            for i in range(len(self._rule.codes) - 1)
-        ]
-        changed = [[passed[i] for i in self._rule.changes(plane)] for plane in range(planes(self._rule.alphabet))]
-        return [functools.reduce(operator.xor, terms, zero) for terms in changed]
-
-    def _bound(self, i: int, parameter: Index, lanes: int) -> Expr:
-        """Threshold ``i``."""
-        if self._rule.threshold == "channel":
-            return self._parameter("threshold", parameter + i * self._length if i else parameter, lanes)
-        return constant(self._rule.thresholds[i], self._rule.compute_dtype, lanes)
-
-    def _parameter(self, name: str, index: Index, lanes: int) -> Expr:
-        buffer = self._buffers[name]
-        return splat(load(buffer, index), lanes) if self._row_parameters else load(buffer, index, lanes)
+        return self._rule.bits(load(self._buffers["x"], x, lanes), lanes, parameter, bit, zero)
 
     def _emit_tile(
         self,
@@ -145,18 +114,3 @@ class WordPacker:
             for plane_index, (low, high) in enumerate(masks):
                 upper = load(high, 0, lanes).astype(wide) << constant(_HALF_BITS, "uint64", lanes)
                 store_words(plane_index, start, upper | load(low, 0, lanes).astype(wide))
-
-
-def _bit_where(predicate: Predicate, value: Expr, bound: Expr, bit: Expr, zero: Expr) -> Expr:
-    compare = {
-        "ge": lambda: value >= bound,
-        "gt": lambda: value > bound,
-        "le": lambda: value <= bound,
-        "lt": lambda: value < bound,
-        "eq": lambda: tirx.EQ(value, bound),
-    }
-    if predicate in compare:
-        return tirx.Select(compare[predicate](), bit, zero)
-    # "not equal" and the negated predicates are true on NaN: the arms of an ordered comparison swap.
-    positive = "eq" if predicate == "ne" else predicate[1:]
-    return tirx.Select(compare[positive](), zero, bit)

@@ -40,6 +40,8 @@ def layer(**changes: object) -> LayerReport:
             },
         },
         "gives_bits": False,
+        "fused": ["add", "relu"],
+        "packs_for": ["next"],
         "function": "layer_0",
         "input": "x",
         "output": "y",

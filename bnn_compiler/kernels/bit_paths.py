@@ -100,7 +100,7 @@ class _Graph:
     def results(self) -> Iterator[tuple[Var, str]]:
         """The variables that composites are bound to, and the composites."""
         for variable, value in self._values.items():
-            name = _callee(value)
+            name = composite_name(value)
             if name is not None and name in self._specs:
                 yield variable, name
 
@@ -114,7 +114,7 @@ class _Graph:
         while waiting:
             current = waiting.pop()
             for reader in self._readers.get(current, [None]):  # a result that nobody reads is not handed on either
-                callee = None if reader is None else _callee(self._values[reader])
+                callee = None if reader is None else composite_name(self._values[reader])
                 if callee is not None and callee in self._specs:
                     readers.append(callee)
                     operands.add(current)
@@ -127,7 +127,7 @@ class _Graph:
             return None
         (operand,) = operands
         specs = [self._specs[reader] for reader in readers]
-        if not _reads_as_it_is(specs[0]) or any(not _packs_alike(specs[0], other) for other in specs[1:]):  # 3
+        if not _reads_as_it_is(specs[0]) or any(not packs_alike(specs[0], other) for other in specs[1:]):  # 3
             return None
         steps = self._steps(result, operand)
         if steps is None or len(path) != len(steps) + 1:  # 2
@@ -146,7 +146,7 @@ class _Graph:
             if variable.same_as(result) or variable in wanted or self._constants.value(variable) is not None:
                 continue
             value = self._values.get(variable)
-            if not isinstance(value, Call) or _callee(value) is not None:
+            if not isinstance(value, Call) or composite_name(value) is not None:
                 return None
             wanted.add(variable)
             waiting += _variables(value)
@@ -239,7 +239,8 @@ def _shape(expr: relax.Expr) -> tuple[int, ...]:
     return shape
 
 
-def _callee(value: Any) -> str | None:
+def composite_name(value: Any) -> str | None:
+    """The function that ``value`` calls, if it is a call of one."""
     is_call = isinstance(value, Call) and isinstance(value.op, GlobalVar)
     return str(value.op.name_hint) if is_call else None
 
@@ -263,7 +264,8 @@ def _reads_as_it_is(reader: BinarySpec) -> bool:
     return apart and all(kind == "reshape" for kind, _ in reader.prefix)
 
 
-def _packs_alike(left: BinarySpec, right: BinarySpec) -> bool:
+def packs_alike(left: BinarySpec, right: BinarySpec) -> bool:
+    """Whether two layers make the same packed activation of a tensor."""
     (rule, parameters), (other_rule, other_parameters) = pack_rule(left), pack_rule(right)
     if (left.geometry is None) != (right.geometry is None) or left.prefix != right.prefix or rule != other_rule:
         return False

@@ -13,7 +13,7 @@ from bnn_compiler.kernels.cost_model import CostModel
 from bnn_compiler.kernels.derived_constant import Constant, DerivedConstant
 from bnn_compiler.kernels.kernel_work import ListWork
 from bnn_compiler.kernels.layer_kernels import (
-    GIVES_BITS_ATTR,
+    PARTS_ATTR,
     Handover,
     Kernel,
     LayerKernels,
@@ -198,7 +198,7 @@ def bitsliced_kernels(spec: BinarySpec, isa: Isa, plan: BitslicedPlan) -> LayerK
         bounds = bitsliced_conv2d_bits_constants(
             layout, signs, handover.bounds, handover.inverted, zero_padded=corrected, zero=zero
         )
-        count = bitsliced_conv2d_bits(layout, program, bounds, isa=isa).with_attr(GIVES_BITS_ATTR, len(tables))
+        count = bitsliced_conv2d_bits(layout, program, bounds, isa=isa).with_attr(PARTS_ATTR, [0, len(tables)])
         rows = (spec.out_channels, layout.words_per_row)
         masks = pool_masks(read, handover.joined_by_and)
         pad_bit = ring_code(handover.reader)

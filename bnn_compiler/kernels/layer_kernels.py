@@ -25,13 +25,16 @@ from bnn_compiler.kernels.derived_constant import Constant
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa
+from bnn_compiler.schedules.output_chain import Chain
 from bnn_compiler.schedules.pack import pack_conv_activations, pack_dense_activations
 from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount import Alphabet, codes_alphabet, planes, words_per
+from bnn_compiler.schedules.popcount_conv_fused import FusedPart
 from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 
-#: On a product kernel: it gives bits, and begins with this many constants of the kernel that gives floats.
-GIVES_BITS_ATTR = "bnnc.gives_bits"
+#: On a kernel that computes products in another form (bits, fused operators): per product the position of the packed
+#: activation among its arguments, and how many constants of the product's own kernel follow it. A flat list.
+PARTS_ATTR = "bnnc.parts"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +65,10 @@ class LayerKernels:
     #: The stages in place of the last one where bits are handed on: they give the reader's packed activation. None
     #: where the kernels cannot.
     bits_for: Callable[[Handover], tuple[Kernel, ...] | None] = lambda _handover: None
+    #: For popcount convolutions: the product, then a chain, as a part of a fused kernel.
+    fused_part: Callable[[Chain], FusedPart] | None = None
+    #: For bit-sliced ones: the product, then a chain, in one kernel; its operands follow the product's constants.
+    with_chain: Callable[[Chain], tirx.PrimFunc | None] | None = None
 
     @property
     def product(self) -> Kernel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bnn_compiler.kernels.layer_kernels import (
-    GIVES_BITS_ATTR,
+    PARTS_ATTR,
     Handover,
     Kernel,
     LayerKernels,
@@ -17,14 +17,13 @@ from bnn_compiler.kernels.layer_kernels import (
     zero_of,
 )
 from bnn_compiler.layers import BinarySpec
+from bnn_compiler.schedules.bit_gatherer import can_read_bits
 from bnn_compiler.schedules.bit_pool import pool_masks
 from bnn_compiler.schedules.isa import Isa
+from bnn_compiler.schedules.output_chain import Chain
 from bnn_compiler.schedules.popcount_conv import popcount_conv2d, popcount_conv2d_constants
-from bnn_compiler.schedules.popcount_conv_bits import (
-    can_read_bits,
-    popcount_conv2d_bits,
-    popcount_conv2d_bits_constants,
-)
+from bnn_compiler.schedules.popcount_conv_bits import popcount_conv2d_bits, popcount_conv2d_bits_constants
+from bnn_compiler.schedules.popcount_conv_fused import FusedPart
 from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 from bnn_compiler.schedules.popcount_dense import popcount_dense, popcount_dense_constants
 
@@ -55,6 +54,15 @@ def popcount_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
         options: dict[str, Any] = {"pad_bit": ring_code(handover.reader), "pool": handover.pool, "masked": bool(masks)}
         count = popcount_conv2d_bits(geometry, read, isa=isa, **options, **codes)
         shape = conv_bits_shape(read, alphabet_of(handover.reader))
-        return (Kernel(count.with_attr(GIVES_BITS_ATTR, 1), (*bounds, *masks), shape, "uint64"),)
+        return (Kernel(count.with_attr(PARTS_ATTR, [0, 1]), (*bounds, *masks), shape, "uint64"),)
 
-    return LayerKernels("popcount", (pack_kernel(spec, isa), product), mapped, bits_for)
+    geometry = spec.geometry
+    if geometry is None:
+        return LayerKernels("popcount", (pack_kernel(spec, isa), product), mapped)
+
+    def fused_part(chain: Chain) -> FusedPart:
+        return FusedPart(
+            geometry, has_scale=mapped.scaled is not None, has_bias=mapped.bias is not None, chain=chain, **codes
+        )
+
+    return LayerKernels("popcount", (pack_kernel(spec, isa), product), mapped, bits_for, fused_part)

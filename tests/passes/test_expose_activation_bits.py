@@ -97,12 +97,25 @@ def test_nothing_without_layers(lowered: tvm.IRModule) -> None:
     assert names(apply(module)) == names(module)
 
 
+def with_layers(module: tvm.IRModule, first: str, second: str) -> tvm.IRModule:
+    """The module with the functions ``first`` and ``second`` as its layers 0 and 1."""
+    functions = dict(module.functions.items())
+    for name, source in (("layer_0", first), ("layer_1", second)):
+        functions[module.get_global_var(name)] = module[source].with_attr("global_symbol", name)
+    return tvm.IRModule(functions, attrs=dict(module.attrs.items()))
+
+
 def test_nothing_where_layers_are_not_those_of_main(lowered: tvm.IRModule) -> None:
-    """Two layer functions exchanged: the kernels of main no longer follow in their order."""
-    bare = without_bits(lowered)
-    functions = dict(bare.functions.items())
-    first, second = bare.get_global_var("layer_0"), bare.get_global_var("layer_1")
-    functions[first] = bare[second].with_attr("global_symbol", "layer_0")
-    functions[second] = bare[first].with_attr("global_symbol", "layer_1")
-    module = tvm.IRModule(functions, attrs=dict(bare.attrs.items()))
+    """The same layer twice, where main has it once."""
+    module = with_layers(without_bits(lowered), "layer_0", "layer_0")
     assert names(apply(module)) == names(module)
+
+
+def test_layers_are_found_in_any_order(lowered: tvm.IRModule) -> None:
+    """A fused kernel may stand behind that of a later layer: two layers exchanged show each other's bits."""
+    bare = without_bits(lowered)
+    exchanged = apply(with_layers(bare, "layer_1", "layer_0"))
+    assert names(exchanged) - names(bare) == ADDED
+    first, second, *rest = apply(bare)["activation_bits"].ret_ty.fields
+    assert first != second
+    tvm.ir.assert_structural_equal(list(exchanged["activation_bits"].ret_ty.fields), [second, first, *rest])

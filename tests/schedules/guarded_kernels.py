@@ -20,11 +20,14 @@ from bnn_compiler.schedules.bitsliced_sizes import make_layout
 from bnn_compiler.schedules.channel_program import make_program
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import detect_isa
+from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount_conv import popcount_conv2d, popcount_conv2d_constants
 from bnn_compiler.schedules.popcount_conv_bits import popcount_conv2d_bits, popcount_conv2d_bits_constants
+from bnn_compiler.schedules.popcount_conv_fused import BitReader, FusedPart, popcount_conv2d_fused
 from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 from bnn_compiler.schedules.program_expansion import expand_program, pack_node_vectors
 from tests.schedules.bitsliced_harness import grow_trees, pool_of, random_layer, random_signs, reader_of
+from tests.schedules.fused_cases import CHAINS
 from tests.schedules.kernel_harness import Array, CompiledKernels, cpu_target
 from tests.schedules.paddings import PADDINGS
 
@@ -97,6 +100,12 @@ def run_guarded(cpu: str, side: str) -> None:
                 "rows": pack_bit_rows(layout, reader, pad_bit=1),
                 "pooled_rows": pack_bit_rows(layout, pool_reader, pad_bit=1, pool=pool, masked=True),
                 "popcount": popcount_conv2d(geometry, has_scale=True, has_bias=True, isa=isa, **options),
+                "popcount_fused": popcount_conv2d_fused(
+                    [FusedPart(geometry, padding.alphabet, padding.zero_padded, True, True, CHAINS["rprelu"])],
+                    reader=BitReader(reader, PackRule("ge", "channel"), 1),
+                    gives_floats=True,
+                    isa=isa,
+                ),
                 "popcount_bits": popcount_conv2d_bits(geometry, reader, pad_bit=1, isa=isa, **options),
                 "popcount_pooled_bits": popcount_conv2d_bits(
                     geometry, pool_reader, pad_bit=1, isa=isa, pool=pool, masked=True, **options
@@ -126,6 +135,10 @@ def run_guarded(cpu: str, side: str) -> None:
         bits = inside(bits)
         arguments = [bits, *(inside(array) for array in (*popcount_constants, *parameters))]
         kernels.run_in_place("popcount", arguments, inside(z.astype(np.float32)))
+        chain_operands = [z.astype(np.float32), *parameters, parameters[0]]
+        fused = (*popcount_constants, *parameters, *chain_operands, parameters[1], z.astype(np.float32))
+        packed = inside(np.zeros(conv_bits_shape(reader, "bipolar"), np.uint64))
+        kernels.run_in_place("popcount_fused", [bits, *(inside(array) for array in fused)], packed)
         arguments = [bits, *(inside(array) for array in bounds)]
         kernels.run_in_place(
             "popcount_bits", arguments, inside(np.zeros(conv_bits_shape(reader, "bipolar"), np.uint64))

@@ -50,6 +50,12 @@ class CompiledKernels:
         self._executable[name](*(tvm.runtime.tensor(array) for array in inputs), output)
         return np.asarray(output.numpy())
 
+    def run_all(self, name: str, inputs: list[Array], like: list[Array]) -> list[Array]:
+        """Call a kernel of several results, of the shapes and types of ``like``."""
+        outputs = [tvm.runtime.tensor(np.full(array.shape, -12345, np.int64).astype(array.dtype)) for array in like]
+        self._executable[name](*(tvm.runtime.tensor(array) for array in inputs), *outputs)
+        return [np.asarray(output.numpy()) for output in outputs]
+
     def run_in_place(self, name: str, inputs: list[Array], output: Array) -> None:
         """Call a kernel on the arrays themselves, at whatever alignment they have."""
         views = [tvm_ffi.from_dlpack(array, require_alignment=1) for array in [*inputs, output]]
