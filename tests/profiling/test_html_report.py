@@ -61,6 +61,11 @@ def test_sections(compared: bool, peaks: bool) -> None:
     assert parsed.elements.count("caption") == parsed.elements.count("table")
 
 
+def test_facts() -> None:
+    text = Page(page()).text
+    assert "45 µs" in text and "250 µs" in text and "5.6×" in text and "5 MB" in text and "4.1 kB" in text
+
+
 def test_names_are_text() -> None:
     parsed = Page(page())
     assert "script" not in parsed.elements and "img" not in parsed.elements
