@@ -12,9 +12,11 @@ from bnn_compiler.kernels.kernel_choice import ChoiceOptions
 from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.options import SignZero
 from bnn_compiler.passes import (
+    CompareBeforeSigmoid,
     ExposeActivationBits,
     FlattenConv3d,
     FoldBatchNorm,
+    FoldBroadcastConstants,
     LiftDerivedConstants,
     LowerBinaryOps,
     NameVariables,
@@ -48,7 +50,19 @@ def phases(
         # Batch-norm becomes multiply-add, so that later phases see one spelling of a per-channel affine map.
         # 3-D convolutions become 2-D ones, and binary products of doubles products of floats: those have kernels.
         # Transposes between them that undo each other go, so that recognition sees signs and pads in NCHW.
-        Phase("normalise", (NameVariables(), FoldBatchNorm(), FlattenConv3d(), NarrowDoubleProducts(), PlanLayouts())),
+        # What exporters expanded or left behind is undone: constants of full maps, comparisons of sigmoids.
+        Phase(
+            "normalise",
+            (
+                NameVariables(),
+                FoldBatchNorm(),
+                FoldBroadcastConstants(),
+                CompareBeforeSigmoid(),
+                FlattenConv3d(),
+                NarrowDoubleProducts(),
+                PlanLayouts(),
+            ),
+        ),
         # Binary layers become composites that still carry their float semantics; all others get a reason.
         Phase("partition", (PartitionBinaryOps(algorithm=choice.algorithm, sign_zero=sign_zero),)),
         # Composites become calls of kernels, popcount or bit-sliced along a channel tree. Each layer is also a

@@ -4,11 +4,13 @@ import tvm_ffi
 
 from bnn_compiler.errors import BnncError
 
+from .compare_before_sigmoid import CompareBeforeSigmoid
 from .compile_binary_ops import CompileBinaryOps
 from .expose_activation_bits import ExposeActivationBits
 from .flatten_conv3d import FlattenConv3d
 from .float_pipeline import float_pipeline
 from .fold_batch_norm import FoldBatchNorm
+from .fold_broadcast_constants import FoldBroadcastConstants
 from .lift_derived_constants import LiftDerivedConstants
 from .lower_binary_ops import LowerBinaryOps
 from .lower_float_ops import LowerFloatOps
@@ -20,10 +22,12 @@ from .plan_layouts import PlanLayouts
 from .schedule_float_kernels import ScheduleFloatKernels
 
 __all__ = [
+    "CompareBeforeSigmoid",
     "CompileBinaryOps",
     "ExposeActivationBits",
     "FlattenConv3d",
     "FoldBatchNorm",
+    "FoldBroadcastConstants",
     "LiftDerivedConstants",
     "LowerBinaryOps",
     "LowerFloatOps",

@@ -11,6 +11,7 @@ import tvm
 from tvm import relax, tirx
 
 from bnn_compiler.constants import ConstantEvaluator, dtype_of, op_name, static_shape
+from bnn_compiler.schedules.float_concat import concat_kernel, plan_concat
 from bnn_compiler.schedules.float_conv_choice import (
     FloatConvPlan,
     float_conv_kernel,
@@ -82,6 +83,7 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
             "relax.matmul": self._matmul,
             "relax.nn.softmax": self._softmax,
             "relax.permute_dims": self._transpose,
+            "relax.concat": self._concatenation,
             "relax.multiply": self._by_zero,
             "relax.divide": self._by_zero,
             **{f"relax.{kind}": self._reduce for kind in ("sum", "mean", "max", "min")},
@@ -217,14 +219,30 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         kernel = self._kernel(plan, "float_transpose", lambda: transpose_kernel(plan))
         return relax.call_tir(kernel, [self.visit_expr(call.args[0])], out_ty=_tensor(out_shape))
 
+    def _concatenation(self, call: relax.Call) -> relax.Expr | None:
+        operands, out_shape = _operands(call), static_shape(call)
+        assert out_shape is not None
+        shapes = [static_shape(operand) or () for operand in operands]
+        plan = plan_concat(shapes, int(call.attrs.axis) % len(out_shape), self._vector.lanes)
+        if plan is None:
+            return None
+        kernel = self._kernel(plan, "float_concat", lambda: concat_kernel(plan))
+        return relax.call_tir(kernel, [self.visit_expr(operand) for operand in operands], out_ty=_tensor(out_shape))
+
     def _kernel(self, key: Any, name: str, build: Callable[[], tirx.PrimFunc]) -> tvm.ir.GlobalVar:
         if key not in self._kernels:
             self._kernels[key] = self.builder_.add_func(build(), name)
         return self._kernels[key]
 
 
+def _operands(call: relax.Call) -> list[relax.Expr]:
+    """The tensors a call reads, those of a tuple one by one; none where the tuple is made elsewhere."""
+    first = call.args[0] if call.args else None
+    return list(first.fields) if isinstance(first, relax.Tuple) else list(call.args)
+
+
 def _is_static_float(call: relax.Call) -> bool:
-    return all(dtype_of(e) == "float32" and static_shape(e) is not None for e in (*call.args, call))
+    return all(dtype_of(e) == "float32" and static_shape(e) is not None for e in (*_operands(call), call))
 
 
 def _tensor(shape: tuple[int, ...]) -> relax.TensorType:

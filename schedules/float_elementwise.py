@@ -13,10 +13,10 @@ from typing import Any
 
 import tvm_ffi
 from tvm import tirx
-from tvm.ir import Var
-from tvm.s_tir import SBlockRealize, Schedule
+from tvm.ir import Range, TensorLoad, Var
+from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.s_tir.schedule import ScheduleError
-from tvm.sym import detect_linear_equation
+from tvm.sym import Analyzer, detect_linear_equation
 
 from .float_tile import EPILOGUE_ATTR
 
@@ -31,6 +31,8 @@ def schedule_elementwise(function: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     """Schedule a whole fused function whose blocks are elementwise work and kernels with an epilogue block."""
     schedule = Schedule(function)
     _inline(schedule)
+    inlined = schedule.mod["main"]
+    schedule = Schedule(inlined.with_body(tvm_ffi.structural_map(inlined.body, (SBlock, _simplify_accesses))))
     for block in _blocks(schedule):
         if _is_epilogue(schedule, block):
             schedule.unannotate(block, EPILOGUE_ATTR)
@@ -79,12 +81,38 @@ def _is_epilogue(schedule: Schedule, block: Block) -> bool:
     return EPILOGUE_ATTR in schedule.get(block).annotations
 
 
+def _simplify_accesses(block: SBlock) -> SBlock:
+    """Indices as far as the ranges of the block's axes tell: what a reshape divides by the extent behind an axis is 0.
+
+    Numbers are left as they are: simplified, they would round otherwise.
+    """
+    if not isinstance(block.body, tirx.BufferStore) or any(axis.iter_type != _SPATIAL for axis in block.iter_vars):
+        return block
+    analyzer = Analyzer()
+    for axis in block.iter_vars:
+        analyzer.bind(axis.var, axis.dom)
+
+    def simplify_load(load: TensorLoad) -> TensorLoad:
+        return tirx.BufferLoad(load.source, [analyzer.simplify(index) for index in load.indices])
+
+    def simplify_region(access: Any) -> Any:
+        ranges = [Range.from_min_extent(analyzer.simplify(part.min), part.extent) for part in access.region]
+        return tirx.BufferRegion(access.source, ranges)
+
+    reads, writes = ([simplify_region(access) for access in accesses] for accesses in (block.reads, block.writes))
+    body = tvm_ffi.structural_map(block.body, (TensorLoad, simplify_load))
+    return SBlock(
+        block.iter_vars, reads, writes, block.name_hint, body, block.init, block.alloc_buffers, block.match_buffers,
+        block.annotations,
+    )  # fmt: skip
+
+
 def _schedule_block(schedule: Schedule, block: Block, lanes: int) -> None:
     """Merge neighbouring loops wherever every access stays linear in the merged loop, and vectorise the innermost.
 
     Conditions: (1) the block is one store over spatial axes of known size, one loop each, in order; (2) it accesses
-    single elements, at offsets linear in the axes; (3) axes a, b merge where each buffer's stride over a is its stride
-    over b times b's extent; (4) vectors need unit or zero strides. Where they do not hold the loops stay as they are.
+    single elements; (3) axes a, b merge where each buffer's offset is linear in both, and its stride over a is its
+    stride over b times b's extent; (4) vectors need unit or zero strides. Where they do not hold the loops stay.
     """
     statement = schedule.get(block)
     loops = list(schedule.get_loops(block))
@@ -135,7 +163,7 @@ def _cut_vectors(loop: tirx.For) -> tirx.For:
     return tirx.For(vector, zero, count, tirx.ForKind.SERIAL, lanes)
 
 
-def _mergeable_ranges(extents: Sequence[int], strides: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+def _mergeable_ranges(extents: Sequence[int], strides: Sequence[Sequence[int | None]]) -> list[tuple[int, int]]:
     """Split the axes into runs [first, last] to merge, innermost first; an axis of extent 1 joins any run.
 
     A run holds at most two longer axes: TVM simplifies i // b * b + i % b to i, but not the like over three axes, and
@@ -152,26 +180,33 @@ def _mergeable_ranges(extents: Sequence[int], strides: Sequence[Sequence[int]]) 
     return ranges
 
 
-def _mergeable(extents: Sequence[int], strides: Sequence[Sequence[int]], first: int, last: int) -> bool:
+def _mergeable(extents: Sequence[int], strides: Sequence[Sequence[int | None]], first: int, last: int) -> bool:
     """Whether axes first ... last are at most two longer than 1, and condition 3 holds for those."""
     wide = [axis for axis in range(first, last + 1) if extents[axis] > 1]
     if len(wide) < 2:
         return True
     outer, inner = wide[0], wide[-1]
-    return len(wide) == 2 and all(steps[outer] == steps[inner] * extents[inner] for steps in strides)
+    return len(wide) == 2 and all(_continues(steps[outer], steps[inner], extents[inner]) for steps in strides)
 
 
-def _strides(access: Any, axes: Sequence[Any]) -> list[int] | None:
-    """Elements by which the accessed offset moves per axis, or None where condition 2 does not hold."""
+def _continues(outer: int | None, inner: int | None, extent: int) -> bool:
+    """Whether a step of the outer axis goes on where the inner one, of ``extent``, ends."""
+    return outer is not None and inner is not None and outer == inner * extent
+
+
+def _strides(access: Any, axes: Sequence[Any]) -> list[int | None] | None:
+    """Elements by which the offset moves per axis, None for one it is not linear in; None where condition 2 fails."""
     offset: Any = tirx.const(0, "int64")
     for extent, interval in zip(access.source.ty.shape, access.region, strict=True):
         if not isinstance(interval.extent, tirx.IntImm) or int(interval.extent) != 1:
             return None
         offset = offset * extent + interval.min
-    coefficients = detect_linear_equation(offset, [axis.var for axis in axes])
-    if not coefficients:
-        return None
-    return [int(value) for value in coefficients[:-1]]
+    return [_stride(offset, axis.var) for axis in axes]
+
+
+def _stride(offset: Any, variable: Any) -> int | None:
+    coefficients = detect_linear_equation(offset, [variable])
+    return int(coefficients[0]) if coefficients and isinstance(coefficients[0], tirx.IntImm) else None
 
 
 def _blocks(schedule: Schedule) -> list[Block]:

@@ -1,7 +1,9 @@
 """exp and tanh in arithmetic that LLVM vectorises, in place of calls to the C library, one per element.
 
 exp(x) = 2^n * exp(r), n = round(x / ln 2), r = x - n ln 2 in [-0.35, 0.35], with the polynomial of Cephes' expf: within
-2 ulp of the true value. Overflow gives inf, underflow below the smallest normal number gives 0, NaN stays NaN.
+2 ulp of the true value. Overflow gives inf, underflow below the smallest normal number gives 0, NaN stays NaN: bounds
+are selections that keep it, and not ``max`` and ``min``, which make a number of it. (TVM's vectoriser knows no
+``isnan``: a loop that has one stays scalar.)
 
 tanh(x) = x P(x^2) / Q(x^2), the rational approximation of Eigen (and ONNX Runtime), within 4 ulp; +-1 beyond +-7.9.
 """
@@ -53,9 +55,9 @@ def exp(x: Any, nonpositive: bool = False) -> Any:
     # Used several times below; written out each time, a Let inside it would be bound several times, which TVM's
     # vectoriser refuses (tanh of tanh).
     argument, x = x, tirx.Var("argument", _DTYPE + suffix)
-    clamped = tirx.max(x, number(_LOWEST))
+    clamped = tirx.Select(x < number(_LOWEST), number(_LOWEST), x)
     if not nonpositive:
-        clamped = tirx.min(clamped, number(_HIGHEST))
+        clamped = tirx.Select(x > number(_HIGHEST), number(_HIGHEST), clamped)
     biased_var = tirx.Var("biased", _DTYPE + suffix)
     n = biased_var - number(_ROUNDING_BIAS)
     r_var = tirx.Var("r", _DTYPE + suffix)
@@ -75,7 +77,7 @@ def exp(x: Any, nonpositive: bool = False) -> Any:
     value = tirx.Select(x < number(_LOWEST), number(0.0), value)
     if not nonpositive:
         value = tirx.Select(x > number(_HIGHEST), number(np.inf), value)
-    return tirx.Let(x, argument, tirx.Select(tirx.isnan(x), x, value))
+    return tirx.Let(x, argument, value)
 
 
 def tanh(x: Any) -> Any:
@@ -93,18 +95,24 @@ def tanh(x: Any) -> Any:
     argument, x = x, tirx.Var("argument", _DTYPE)  # as in exp
     x_var, square_var = tirx.Var("x", _DTYPE), tirx.Var("square", _DTYPE)
     ratio = x_var * polynomial(_TANH_P, square_var) / polynomial(_TANH_Q, square_var)
-    clamped = tirx.max(tirx.min(x, number(_TANH_LIMIT)), number(-_TANH_LIMIT))
+    low, high = number(-_TANH_LIMIT), number(_TANH_LIMIT)
+    clamped = tirx.Select(x < low, low, tirx.Select(x > high, high, x))
     value = tirx.Let(x_var, clamped, tirx.Let(square_var, x_var * x_var, ratio))
-    return tirx.Let(x, argument, tirx.Select(tirx.isnan(x), x, value))
+    return tirx.Let(x, argument, value)
 
 
 def expand_math(body: Any) -> Any:
-    """Replace ``tirx.exp``, ``tirx.sigmoid`` and ``tirx.tanh`` of float32 in a statement."""
+    """Replace ``tirx.exp``, ``tirx.sigmoid`` and ``tirx.tanh`` of float32 in a statement, and ``tirx.nearbyint``.
+
+    The last is a processor's instruction, but TVM's vectoriser does not know so and leaves a loop that rounds scalar.
+    """
     return tvm_ffi.structural_map(body, (Call, _expand))
 
 
 def _expand(call: Call) -> Any:
     name = str(getattr(call.op, "name", ""))
+    if name == "tirx.nearbyint":
+        return tirx.call_llvm_pure_intrin(str(call.ty.dtype), "llvm.nearbyint", call.args[0])
     if name not in ("tirx.exp", "tirx.sigmoid", "tirx.tanh") or str(call.ty.dtype) != _DTYPE:
         return call
     if name == "tirx.exp":

@@ -13,12 +13,14 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from tvm import relax
 from tvm.ir import Call, Var
 
-from bnn_compiler.constants import dtype_of, op_name, static_shape
+from bnn_compiler.constants import Array, dtype_of, op_name, static_shape
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.recognition.binarizers import Binarizer, two_valued_alphabet
 from bnn_compiler.recognition.code_lattice import MOST_CODE
@@ -69,6 +71,38 @@ class CodePlanner:
         trailing = () if levels.axis is None else (1,) * (len(static_shape(inner) or ()) - levels.axis - 1)
         return _from_levels(start, levels, tuple(moves), trailing)
 
+    def from_earlier(self, plan: Binarizer, channel_axis: int | None) -> Binarizer:
+        """``plan``, which compares a tensor of a few levels, as a comparison of what these are made from (rule 1).
+
+        The first level on the other side of the threshold starts at a known number of the chain's start.
+        """
+        if plan.threshold.size > 1 or plan.alphabet in ("ternary", "codes") or plan.direction is not None:
+            return plan
+        start = self._start_of(plan.base)
+        levels = None if start.same_as(plan.base) else self._chains.levels(plan.base, start, MOST_CODE + 1)
+        if levels is None or (levels.axis is not None and (plan.moves or levels.axis != channel_axis)):
+            return plan
+        if plan.zero_taken_as_plus and 0.0 in levels.values:
+            return plan
+        passed = [_compared(np.float32(value), plan.predicate, plan.threshold) for value in levels.values]
+        switches = [i for i in range(1, len(passed)) if passed[i] != passed[i - 1]]
+        if len(switches) != 1:
+            return plan
+        # Where the upper levels pass, x >= t does; else x < t does. NaN goes with the top level or with the lowest.
+        names = ("nlt", "ge") if passed[-1] else ("lt", "nge")
+        rank = len(static_shape(plan.base) or ())
+        threshold = levels.thresholds[switches[0] - 1]
+        direction = None if np.all(levels.direction == 1) else levels.direction.astype(np.float32)
+        trailing = () if levels.axis is None else (-1, *(1,) * (rank - levels.axis - 1))
+        return replace(
+            plan,
+            base=start,
+            threshold=threshold.reshape(trailing),
+            direction=direction,
+            predicate=names[0] if levels.nan_is_top else names[1],
+            zero_taken_as_plus=False,
+        )
+
     def _start_of(self, variable: Var) -> Var:
         """The start of rule 1."""
         for start, between in self._chains.starts(variable):
@@ -77,6 +111,16 @@ class CodePlanner:
             if private and dtype_of(start) == "float32" and self._is_named(start):
                 return start
         return variable
+
+
+def _compared(value: np.float32, predicate: str, threshold: Array) -> bool:
+    """Whether ``value``, a number, passes."""
+    compare: dict[str, Callable[[Array, Array], Any]] = {
+        "ge": np.greater_equal, "gt": np.greater, "le": np.less_equal, "lt": np.less,
+        "eq": np.equal, "ne": np.not_equal,
+    }  # fmt: skip
+    negated = predicate.startswith("n") and predicate != "ne"
+    return bool(compare[predicate[1:] if negated else predicate](np.asarray(value), threshold)) != negated
 
 
 def _from_levels(start: Var, levels: Levels, moves: tuple[Call, ...], trailing: tuple[int, ...]) -> Binarizer:

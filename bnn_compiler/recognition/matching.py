@@ -134,7 +134,9 @@ class LayerMatcher:
 
     def _earlier_start(self, data: relax.Expr, plan: Binarizer, channel_axis: int | None) -> Binarizer:
         """Instead of the two values that a chain makes, pack what the chain starts from."""
-        if not plan.base.same_as(data) or plan.alphabet == "ternary" or plan.zero_taken_as_plus or plan.rounded:
+        if not plan.base.same_as(data):
+            return self._codes.from_earlier(plan, channel_axis)
+        if plan.alphabet == "ternary" or plan.zero_taken_as_plus or plan.rounded:
             return plan
         found = self._plan_codes(data, channel_axis)
         return plan if found is None or found.levels else found
