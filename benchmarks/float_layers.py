@@ -33,8 +33,8 @@ from bnn_compiler.target import parse_target
 LAYERS = Path(__file__).with_suffix(".json")
 OPSET = 17
 # Alternating batches see the same neighbours on a shared machine; each batch is at least this long.
-BATCHES = 15
-BATCH_SECONDS = 0.01
+BATCHES = 60
+BATCH_SECONDS = 0.003
 
 
 @dataclass(frozen=True)

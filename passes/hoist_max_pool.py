@@ -9,7 +9,7 @@ import tvm
 from tvm import relax
 
 from bnn_compiler.constants import ConstantEvaluator, op_name, static_shape
-from bnn_compiler.schedules.geometry import ConvGeometry
+from bnn_compiler.schedules.geometry import windows_hold_pixels
 from bnn_compiler.window_geometry import window_geometry
 
 _ADDITIONS = ("relax.add", "relax.subtract")
@@ -45,15 +45,6 @@ def count_readers(function: relax.Function) -> Counter[relax.Var]:
         relax.analysis.post_order_visit(value, lambda e, read=read: read.add(e) if isinstance(e, relax.Var) else None)
         readers.update(read)
     return readers
-
-
-def windows_hold_pixels(geometry: ConvGeometry) -> bool:
-    """Whether every window has a pixel of the image in it, and in each of its rows and columns that are in range."""
-    g = geometry
-    return all(
-        g.dilations[a] == 1 and g.pads[a] < g.kernel[a] and (out - 1) * g.strides[a] - g.pads[a] < size
-        for a, (size, out) in enumerate(((g.height, g.out_height), (g.width, g.out_width)))
-    )
 
 
 @relax.expr_functor.mutator

@@ -24,11 +24,11 @@ from bnn_compiler.schedules.float_pool import PoolKind, PoolPlan, average_weight
 from bnn_compiler.schedules.float_reduce import ReducePlan, reduce_kernel, softmax_kernel
 from bnn_compiler.schedules.float_transpose import plan_transpose, transpose_kernel
 from bnn_compiler.schedules.float_vector import FloatVector, float_vector
-from bnn_compiler.schedules.geometry import ConvGeometry
+from bnn_compiler.schedules.geometry import ConvGeometry, windows_hold_pixels
 from bnn_compiler.schedules.isa import detect_isa
 from bnn_compiler.window_geometry import window_geometry, window_pads
 
-from .hoist_max_pool import count_readers, windows_hold_pixels
+from .hoist_max_pool import count_readers
 
 _DATA_LAYOUTS = {1: "NCW", 2: "NCHW"}
 _KERNEL_LAYOUTS = {1: "OIW", 2: "OIHW"}
@@ -152,6 +152,8 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         kind: PoolKind = "max" if "max" in op_name(call) else "average"
         if kind == "max" and (fused := self._pooled_convolution(call, geometry)) is not None:
             return fused
+        if kind == "average" and geometry.kernel == shape[-2:] and not any(geometry.pads):
+            return self._over_trailing(call, ReducePlan("mean", shape, 2, True, self._vector.lanes))
         plan = PoolPlan(geometry, kind, self._vector.lanes, rank)
         kernel = self._kernel(plan, f"float_{kind}_pool{rank}d", lambda: pool_kernel(plan))
         arguments = [self.visit_expr(call.args[0])]
@@ -187,8 +189,14 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         if trailing not in (1, 2) or reduced != list(range(len(shape) - trailing, len(shape))) or 0 in shape:
             return None
         kind: Any = op_name(call).removeprefix("relax.")
-        plan = ReducePlan(kind, shape, trailing, bool(call.attrs.keepdims), self._vector.lanes)
-        kernel = self._kernel(plan, f"float_{kind}", lambda: reduce_kernel(plan))
+        keep = bool(call.attrs.keepdims)
+        return self._over_trailing(call, ReducePlan(kind, shape, trailing, keep, self._vector.lanes))
+
+    def _over_trailing(self, call: relax.Call, plan: ReducePlan) -> relax.Expr:
+        """The kernel call for a reduction; an average pool over a whole map is one."""
+        out_shape = static_shape(call)
+        assert out_shape is not None
+        kernel = self._kernel(plan, f"float_{plan.kind}", lambda: reduce_kernel(plan))
         return relax.call_tir(kernel, [self.visit_expr(call.args[0])], out_ty=_tensor(out_shape))
 
     def _by_zero(self, call: relax.Call) -> relax.Expr | None:

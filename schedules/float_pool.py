@@ -1,9 +1,15 @@
-"""Max and average pooling on NCHW: a window over padded phase planes, one channel at a time, in cache."""
+"""Max and average pooling on NCHW, one channel at a time, in cache.
+
+Rows of results are computed straight from the image where that holds them whole (``PoolPlan.reads_image``): vectors
+of neighbouring windows, with stride 2 every second pixel of two vectors. Other windows, those of short rows among them,
+read padded phase planes.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +20,13 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from .float_planes import Planes, nchw, vector_store
 from .float_tile import DTYPE, axis, index, parameter, ramp, registers, scratch, serial, whole
-from .geometry import ConvGeometry
+from .float_transpose import flat
+from .geometry import ConvGeometry, windows_hold_pixels
 
 PoolKind = Literal["max", "average"]
 
+# Taps of a window that code is unrolled for.
+_MAX_TAPS = 25
 # Vectors in flight per tap: enough to hide latency, few enough for 16 registers.
 _VECTORS = 4
 
@@ -30,6 +39,32 @@ class PoolPlan:
     kind: PoolKind
     lanes: int
     spatial_rank: int
+
+    @property
+    def inner_columns(self) -> tuple[int, int]:
+        """First and last + 1 column of the result whose windows are inside the image's columns."""
+        g = self.geometry
+        first = -(-g.pads[1] // g.strides[1])
+        return first, max(first, min((g.width + g.pads[1] - g.kernel[1]) // g.strides[1] + 1, g.out_width))
+
+    @property
+    def reads_image(self) -> bool:
+        """Whether windows are read from the image.
+
+        1. Windows are short, dense and one or two columns apart.
+        2. A window of maxima that hangs over the edge can take the image's nearest pixels: it has those anyway.
+        3. A window of averages does not hang over the edge, not even where it counts no padding.
+        4. A row has a quarter of a vector of windows that are inside.
+        """
+        g, (first, last) = self.geometry, self.inner_columns
+        inside = not any(g.pads)
+        return (
+            g.kernel[0] * g.kernel[1] <= _MAX_TAPS
+            and g.dilations == (1, 1)
+            and g.strides[1] in (1, 2)
+            and (inside or (self.kind == "max" and windows_hold_pixels(g)))
+            and last - first >= self.lanes // 4
+        )
 
     @property
     def planes(self) -> Planes:
@@ -70,14 +105,75 @@ def pool_kernel(plan: PoolPlan) -> tirx.PrimFunc:
             with T.sblock("root"):
                 T.reads()
                 T.writes()
-                planes = layout.allocate()
-                acc = scratch("acc", (1, layout.block_vectors * plan.lanes))
-                layout.fill_border(planes, 0.0 if average else -np.inf)
-                with serial(g.batch) as n, serial(g.in_channels) as c:
-                    layout.copy_interior(data, planes, n, c, plan.spatial_rank)
-                    _combine_windows(plan, planes, acc, c)
-                    layout.store(acc, out, n, c, 1, index(0), finish)
+                if plan.reads_image:
+                    # Results without gaps between rows, as of planes of their size that are read pixel by pixel.
+                    results = replace(g, height=g.out_height, width=g.out_width)
+                    pixels = replace(results, kernel=(1, 1), strides=(1, 1), pads=(0, 0, 0, 0))
+                    layout = Planes(pixels, 1, plan.lanes, g.out_height)
+                    acc = scratch("acc", (1, g.out_height * g.out_width))
+                    with serial(g.batch) as n, serial(g.in_channels) as c:
+                        _combine_rows(plan, data, acc, n, c)
+                        layout.store(acc, out, n, c, 1, index(0), finish)
+                else:
+                    planes = layout.allocate()
+                    acc = scratch("acc", (1, layout.block_vectors * plan.lanes))
+                    layout.fill_border(planes, 0.0 if average else -np.inf)
+                    with serial(g.batch) as n, serial(g.in_channels) as c:
+                        layout.copy_interior(data, planes, n, c, plan.spatial_rank)
+                        _combine_windows(plan, planes, acc, c)
+                        layout.store(acc, out, n, c, 1, index(0), finish)
         return builder.get()
+
+
+def _combine_rows(plan: PoolPlan, data: Any, acc: Any, n: Any, channel: Any) -> None:
+    """Emit the sblock acc[0, window] = the maximum or sum of each window of one channel of the image."""
+    g = plan.geometry
+    combine = tirx.max if plan.kind == "max" else _add
+    first, last = plan.inner_columns
+    lanes = min(plan.lanes, 1 << (last - first).bit_length() - 1)
+    with T.sblock("combine"):
+        vn, vc = axis(g.batch, n), axis(g.in_channels, channel)
+        T.reads(data[whole(data)])
+        T.writes(acc[whole(acc)])
+        image = (vn * g.in_channels + vc) * (g.height * g.width)
+        with serial(g.out_height) as y:
+            rows = []
+            for ky in range(g.kernel[0]):
+                line = y * g.strides[0] + (ky - g.pads[0])
+                if any(g.pads):
+                    line = tirx.max(tirx.min(line, g.height - 1), 0)
+                rows.append(T.Bind(image + line * g.width))
+
+            def window(load: Callable[[Any, int], Any]) -> Any:
+                values = [load(row, kx) for row in rows for kx in range(g.kernel[1])]
+                return functools.reduce(lambda left, right: T.Bind(combine(left, right)), values)
+
+            def edge(x: int) -> None:
+                columns = [min(max(x * g.strides[1] - g.pads[1] + kx, 0), g.width - 1) for kx in range(g.kernel[1])]
+                best = window(lambda row, kx: data[tuple(flat(data, row + columns[kx]))])
+                T.buffer_store(acc, best, [index(0), y * g.out_width + x])
+
+            for x in (*range(first), *range(last, g.out_width)):
+                edge(x)
+            with serial(-(-(last - first) // lanes)) as vector:
+                # The last vector overlaps the one before.
+                x = T.Bind(tirx.min(vector * lanes + first, index(last - lanes)))
+                start = x * g.strides[1] - g.pads[1]
+                best = window(lambda row, kx: _every(data, row + start + kx, g.strides[1], lanes))
+                T.buffer_store(acc, best, [index(0), ramp(y * g.out_width + x, lanes)])
+
+
+def _every(data: Any, position: Any, stride: int, lanes: int) -> Any:
+    """Every pixel, or every second one, from ``position`` on: ``lanes`` of them."""
+
+    def load(shift: int) -> Any:
+        return T.Bind(data.vload(flat(data, position + shift), f"{DTYPE}x{lanes}"))
+
+    if stride == 1:
+        return load(0)
+    # Pixels 0 ... lanes - 1 and lanes - 1 ... 2 lanes - 2: not one past the last, which may not exist.
+    even = [*range(0, lanes, 2), *range(lanes + 1, 2 * lanes, 2)]
+    return T.Bind(tirx.Shuffle([load(0), load(lanes - 1)], even))
 
 
 def _combine_windows(plan: PoolPlan, planes: Any, acc: Any, channel: Any) -> None:

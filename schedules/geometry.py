@@ -63,3 +63,12 @@ class ConvGeometry:
         padded = (self.padded_height, self.padded_width)[axis]
         extent = (self.kernel[axis] - 1) * self.dilations[axis] + 1
         return (padded - extent) // self.strides[axis] + 1
+
+
+def windows_hold_pixels(geometry: ConvGeometry) -> bool:
+    """Whether every window has a pixel of the image in it, and in each of its rows and columns that are in range."""
+    g = geometry
+    return all(
+        g.dilations[a] == 1 and g.pads[a] < g.kernel[a] and (out - 1) * g.strides[a] - g.pads[a] < size
+        for a, (size, out) in enumerate(((g.height, g.out_height), (g.width, g.out_width)))
+    )

@@ -11,8 +11,8 @@ import tvm
 from tvm import relax
 
 from bnn_compiler.constants import op_name
-from bnn_compiler.passes.hoist_max_pool import HoistMaxPool, windows_hold_pixels
-from bnn_compiler.schedules.geometry import ConvGeometry
+from bnn_compiler.passes.hoist_max_pool import HoistMaxPool
+from bnn_compiler.schedules.geometry import ConvGeometry, windows_hold_pixels
 from tests.relax_run import run_by_default
 from tests.schedules.float_harness import normal
 from tests.small_relax_modules import applied

@@ -18,6 +18,9 @@ WINDOWS: list[dict[str, Any]] = [
     {"kernel_shape": [5, 5], "strides": [1, 1], "pads": [2, 2, 2, 2]},
     {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1},
     {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [1, 0, 0, 1], "ceil_mode": 1},
+    {"kernel_shape": [2, 2], "strides": [1, 1]},
+    {"kernel_shape": [3, 3], "strides": [3, 2], "pads": [2, 2, 2, 2]},
+    {"kernel_shape": [6, 5], "strides": [1, 2]},
 ]
 SHAPES = [(1, 3, 12, 12), (2, 5, 17, 9), (1, 1, 7, 40)]
 
@@ -38,6 +41,12 @@ def test_average_pool(window: dict[str, Any], count_padding: int, shape: tuple[i
     layer = Layer((node("AveragePool", "x", count_include_pad=count_padding, **window),), normal(shape), {})
     # At most 25 values of about 1 and one product with a rounded reciprocal.
     np.testing.assert_allclose(layer.run(FLOAT_CPUS[0]), layer.reference(), rtol=0, atol=27 * EPSILON)
+
+
+def test_average_pool_of_a_whole_map() -> None:
+    layer = Layer((node("AveragePool", "x", kernel_shape=[7, 9], strides=[7, 9]),), normal((2, 3, 7, 9)), {})
+    # The sum of 63 values of about 1, divided by 63.
+    np.testing.assert_allclose(layer.run(FLOAT_CPUS[0]), layer.reference(), rtol=0, atol=10 * EPSILON)
 
 
 @pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
