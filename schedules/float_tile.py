@@ -81,6 +81,14 @@ def ramp(start: Expr, lanes: int) -> Expr:
     return tirx.Ramp(start, index(1), lanes)
 
 
+def prefetch(buffer: Expr, indices: Sequence[Expr]) -> None:
+    """Ask for the cache line of an element that will be read later; into L2, on any processor that knows how."""
+    address = tirx.address_of(tirx.BufferLoad(buffer, list(indices)))
+    # For reading, of medium locality, data.
+    hints = (tirx.const(value, "int32") for value in (0, 2, 1))
+    T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, *hints))
+
+
 @dataclass(frozen=True)
 class TileShape:
     """Accumulators of a register tile: ``rows`` broadcast operands times ``vectors`` vector operands."""
