@@ -108,6 +108,16 @@ def is_elementwise(call: Call) -> bool:
     return name in UNARY or name in BINARY or name in {"relax.where", "relax.clip", "relax.astype"}
 
 
+def moves_single_elements(call: Call) -> bool:
+    """Whether the call adds or removes axes of one element behind axis 1, the channels, and does nothing else."""
+    if op_name(call) not in {"relax.reshape", "relax.expand_dims", "relax.squeeze", "relax.flatten"}:
+        return False
+    before, after = static_shape(call.args[0]), static_shape(call)
+    if before is None or after is None or min(len(before), len(after)) < 2:
+        return False
+    return before[:2] == after[:2] and math.prod(before[2:]) == math.prod(after[2:]) == 1
+
+
 class ConstantEvaluator:
     """Evaluates constant expressions of one function; ``bindings`` maps its variables to their definitions."""
 

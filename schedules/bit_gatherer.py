@@ -84,6 +84,7 @@ class BitGatherer:
             self._finish_word(image, word, WORD_BITS)
         if channels % WORD_BITS:
             self._finish_word(image, channels // WORD_BITS, channels % WORD_BITS)
+        self.writer.finish(image)
 
     def _finish_word(self, image: Expr, word: Index, count: int) -> None:
         lanes, pixels = self.lanes, self.pixels

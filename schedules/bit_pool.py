@@ -105,12 +105,19 @@ class ActivationWriter:
 
     def write(self, source: Buffer, start: Index, word: Index, target: Buffer, plane: Expr, ring: Expr) -> None:
         """Write the plane of words at ``start``; these are the words ``word`` of all channels of an image."""
+        source, start = self.pooled(source, start, word)
+        copy_into_ring(self._reader, source, start, target, plane, ring)
+
+    def finish(self, image: Index) -> None:
+        """Emit what has to run behind the last word of an image."""
+
+    def pooled(self, source: Buffer, start: Index, word: Index) -> tuple[Buffer, Index]:
+        """The plane behind the max-pool, and where it starts."""
         if self._pool is None:
-            copy_into_ring(self._reader, source, start, target, plane, ring)
-            return
+            return source, start
         mask = None if self._masks is None else bind(load(self._masks, word))
         _pool_plane(self._pool, source, start, self._row, self._pooled, mask)
-        copy_into_ring(self._reader, self._pooled, 0, target, plane, ring)
+        return self._pooled, 0
 
 
 def _taps(pool: ConvGeometry, axis: int, index: int) -> tuple[int, ...]:

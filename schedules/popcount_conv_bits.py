@@ -18,6 +18,7 @@ from tvm import tirx
 from bnn_compiler.schedules.bit_gatherer import HALF_BITS, BitGatherer, can_read_bits
 from bnn_compiler.schedules.bit_pool import ActivationWriter, check_handover, pool_arguments
 from bnn_compiler.schedules.border_classes import has_border_correction
+from bnn_compiler.schedules.feature_bits import FeatureWriter, flat_reader
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.kernel_builder import (
@@ -33,6 +34,7 @@ from bnn_compiler.schedules.kernel_builder import (
 from bnn_compiler.schedules.popcount import Alphabet, code_step, common_offset, default_zero
 from bnn_compiler.schedules.popcount_conv import ConvEmitter, product_arguments
 from bnn_compiler.schedules.popcount_conv_plan import PopcountPlan, conv_bits_shape
+from bnn_compiler.schedules.popcount_dense import dense_bits_shape
 
 
 def popcount_conv2d_bits_constants(
@@ -57,11 +59,11 @@ def popcount_conv2d_bits_constants(
 
 def popcount_conv2d_bits(
     geometry: ConvGeometry,
-    reader: ConvGeometry,
+    reader: ConvGeometry | None,
     *,
     alphabet: Alphabet,
     zero_padded: bool,
-    pad_bit: int,
+    pad_bit: int = 0,
     isa: Isa,
     zero: int | None = None,
     pool: ConvGeometry | None = None,
@@ -70,26 +72,36 @@ def popcount_conv2d_bits(
     """The kernel (bits, weights, bounds, inverted, [pixel_class], [masks]) -> bits of ``conv_bits_shape(reader)``.
 
     The reader's padding ring holds ``pad_bit`` in every real channel; the rest is as for ``popcount_conv2d``. ``pool``
-    is a max-pool in between, and ``masked`` says that there are masks for it (``bit_pool``).
+    is a max-pool in between, and ``masked`` says that there are masks for it (``bit_pool``). Without a ``reader`` the
+    bits are for a dense layer, ``dense_bits_shape``, whose features are the channels of the only pixel.
 
     Raises:
         ValueError: the reader's input is not this layer's output, or ``can_read_bits`` does not hold.
     """
-    check_handover(geometry, pool, reader)
-    if not can_read_bits(reader):
+    flat = flat_reader(pool or geometry)
+    check_handover(geometry, pool, reader or flat)
+    if reader is not None and not can_read_bits(reader):
         raise ValueError(f"bits do not fit groups of {reader.group_in_channels} channels")
     zero = default_zero(alphabet) if zero is None else zero
     has_table = has_border_correction(geometry, alphabet, zero_padded, zero)
     plan = PopcountPlan(geometry, alphabet, has_table, True, isa)
     bits, weights, offsets, *classes = product_arguments(plan, has_scale=False, has_bias=False)
     inverted = Argument("inverted", (geometry.out_channels,), "int32")
-    arguments = [bits, weights, offsets, inverted, *classes, *pool_arguments(reader, masked=masked)]
-    arguments.append(Argument("output", conv_bits_shape(reader, "bipolar"), "uint64"))
+    arguments = [bits, weights, offsets, inverted, *classes, *pool_arguments(reader or flat, masked=masked)]
+    shape = conv_bits_shape(reader, "bipolar") if reader else dense_bits_shape(flat.batch, flat.in_channels, "bipolar")
+    arguments.append(Argument("output", shape, "uint64"))
     kernel_shape = "x".join(map(str, geometry.kernel))
     name = f"popcount_conv2d_bits_{kernel_shape}_{alphabet}_{isa.name}"
-    return build_kernel(
-        name, name, arguments, lambda buffers: _BitsEmitter(plan, reader, pool, pad_bit, buffers).emit()
-    )
+
+    def emit(buffers: Mapping[str, Buffer]) -> None:
+        writer = (
+            FeatureWriter(flat, pool, buffers["output"], buffers)
+            if reader is None
+            else ActivationWriter(reader, pool, buffers)
+        )
+        _BitsEmitter(plan, reader or flat, writer, pad_bit, buffers).emit()
+
+    return build_kernel(name, name, arguments, emit)
 
 
 class _BitsEmitter(ConvEmitter):
@@ -99,12 +111,11 @@ class _BitsEmitter(ConvEmitter):
         self,
         plan: PopcountPlan,
         reader: ConvGeometry,
-        pool: ConvGeometry | None,
+        writer: ActivationWriter,
         pad_bit: int,
         buffers: Mapping[str, Buffer],
     ) -> None:
         super().__init__(plan, buffers)
-        writer = ActivationWriter(reader, pool, buffers)
         self.bits = BitGatherer(reader, "bipolar", pad_bit, buffers["output"], writer, plan.pixels, self.unit.lanes)
 
     def emit_image(self, image: Expr) -> None:

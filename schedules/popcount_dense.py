@@ -7,7 +7,7 @@ through the caches and keeps as many feature vectors in flight as there are regi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,11 +87,10 @@ def popcount_dense(
     if out_dtype == "int32" and (has_scale or has_bias):
         raise ValueError("an int32 result takes neither scale nor bias")
     zero = default_zero(alphabet) if zero is None else zero
-    layer = _Layer(rows, in_features, out_features, alphabet, has_offset_per_channel(alphabet, zero), isa)
-    blocks = -(-out_features // DENSE_INTERLEAVE)
+    layer = DenseLayer(rows, in_features, out_features, alphabet, has_offset_per_channel(alphabet, zero), isa)
     arguments = [
         Argument("bits", dense_bits_shape(rows, in_features, alphabet), "uint64"),
-        Argument("weights", (blocks, layer.weight_depth, DENSE_INTERLEAVE), "uint64"),
+        Argument("weights", dense_weights_shape(layer), "uint64"),
     ]
     if layer.offset_per_feature:
         arguments.append(Argument("offsets", (out_features,), "int32"))
@@ -101,11 +100,13 @@ def popcount_dense(
         arguments.append(Argument("bias", (out_features,), "float32"))
     arguments.append(Argument("output", (rows, out_features), out_dtype))
     name = f"popcount_dense_{alphabet}_{isa.name}"
-    return build_kernel(name, name, arguments, lambda buffers: _DenseEmitter(layer, buffers).emit())
+    return build_kernel(name, name, arguments, lambda buffers: DenseEmitter(layer, buffers).emit())
 
 
 @dataclass(frozen=True)
-class _Layer:
+class DenseLayer:
+    """The sizes that shape the loops."""
+
     rows: int
     in_features: int
     out_features: int
@@ -124,10 +125,15 @@ class _Layer:
         return self.depth // code_bits(self.alphabet)
 
 
-class _DenseEmitter:
-    """Emits the loops of one dense layer."""
+def dense_weights_shape(layer: DenseLayer) -> tuple[int, int, int]:
+    """Shape of the packed weights, uint64."""
+    return (-(-layer.out_features // DENSE_INTERLEAVE), layer.weight_depth, DENSE_INTERLEAVE)
 
-    def __init__(self, layer: _Layer, buffers: Mapping[str, Buffer]) -> None:
+
+class DenseEmitter:
+    """Emits the loops of one dense layer; ``finisher`` is what becomes of its results."""
+
+    def __init__(self, layer: DenseLayer, buffers: Mapping[str, Buffer]) -> None:
         self.layer = layer
         self.buffers = buffers
         self.unit: VectorPopcount = vector_popcount(layer.isa)
@@ -179,17 +185,23 @@ class _DenseEmitter:
         whole = features // lanes
         for i, count in spans([vector * lanes for vector in range(whole)], lanes, layer.isa):
             feature, width = first_feature + i * lanes, count * lanes
-            parameters = self._parameters(feature, width)
+            finish = self.finisher(feature, width)
             for j in range(rows):
-                disagreements = narrowed([totals[i + vector][j] for vector in range(count)], lanes)
-                z = integer_result(disagreements, self._offset(feature, width), layer.alphabet, width)
-                self._store((first_row + j) * layer.out_features + feature, z, parameters, width)
+                finish(first_row + j, narrowed([totals[i + vector][j] for vector in range(count)], lanes))
         for j in range(rows if whole < vectors else 0):
             store(self.spill, 0, narrowed(totals[whole][j : j + 1], lanes), lanes)
             for lane in range(features - whole * lanes):
-                feature = first_feature + whole * lanes + lane
-                z = integer_result(load(self.spill, lane), self._offset(feature, 1), layer.alphabet, 1)
-                self._store((first_row + j) * layer.out_features + feature, z, self._parameters(feature, 1), 1)
+                self.finisher(first_feature + whole * lanes + lane, 1)(first_row + j, load(self.spill, lane))
+
+    def finisher(self, feature: Index, lanes: int) -> Callable[[Expr, Expr], None]:
+        """What takes the disagreements of a row with ``lanes`` adjacent features, int32, and stores the result."""
+        parameters = self._parameters(feature, lanes)
+
+        def finish(row: Expr, disagreements: Expr) -> None:
+            z = integer_result(disagreements, self._offset(feature, lanes), self.layer.alphabet, lanes)
+            self._store(row * self.layer.out_features + feature, z, parameters, lanes)
+
+        return finish
 
     def _parameters(self, feature: Index, lanes: int) -> list[Expr | None]:
         return [

@@ -64,3 +64,24 @@ def test_a_tensor_of_one_axis_is_compared() -> None:
     x = np.random.default_rng(0).standard_normal(12).astype(np.float32)
     (expected,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
     np.testing.assert_array_equal(bnn_compiler.compile_model(model).run({"x": x})["y"], expected)
+
+
+def test_a_batch_norm_over_an_axis_of_its_own() -> None:
+    """Unsqueeze and Squeeze around an affine map do not hide whose channels they are."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[4,6] x) => (float[4,5] y) <int64[1] axes = {2},
+        float zero = {0}, float one = {1}, float minus = {-1}> { u = Unsqueeze(x, axes) m = Mul(u, a) b = Add(m, c)
+        v = Squeeze(b, axes) t = GreaterOrEqual(v, zero) s = Where(t, one, minus) y = MatMul(s, w) }"""
+    )
+    rng = np.random.default_rng(0)
+    constants: dict[str, np.ndarray[Any, Any]] = {
+        "a": np.linspace(-2, 2.5, 6, dtype=np.float32).reshape(6, 1),
+        "c": np.linspace(-1, 1, 6, dtype=np.float32).reshape(6, 1),
+        "w": rng.choice(np.array([-1, 1], np.float32), [6, 5]),
+    }
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    compiled = bnn_compiler.compile_model(model)
+    assert [layer["input"] for layer in compiled.report["layers"]] == ["x"]
+    x = rng.standard_normal((4, 6)).astype(np.float32)
+    (expected,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_array_equal(compiled.run({"x": x})["y"], expected)

@@ -28,6 +28,7 @@ from bnn_compiler.constants import (
     elementwise_operands,
     evaluate_elementwise,
     is_elementwise,
+    moves_single_elements,
     op_name,
     static_shape,
 )
@@ -37,8 +38,6 @@ from bnn_compiler.schedules.bit_pool import can_pool
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 from bnn_compiler.window_geometry import window_geometry
-
-_RESHAPES = ("relax.reshape", "relax.expand_dims", "relax.squeeze", "relax.flatten")
 
 #: From float32 [Z, C], a number of values of each channel, to what some operators make of them.
 Evaluate = Callable[[Array], Array]
@@ -188,9 +187,8 @@ def _is_per_channel(call: Call, constants: ConstantEvaluator) -> bool:
     shape = static_shape(call)
     if shape is None or len(shape) < 2:
         return False
-    if op_name(call) in _RESHAPES:
-        before = static_shape(call.args[0])
-        return before is not None and before[:2] == shape[:2] and math.prod(before[2:]) == math.prod(shape[2:]) == 1
+    if moves_single_elements(call):
+        return True
     if not is_elementwise(call):
         return False
     for operand in elementwise_operands(call):
@@ -219,7 +217,7 @@ def _evaluator(
 
         with np.errstate(all="ignore"):
             for variable, call in steps:
-                if op_name(call) in _RESHAPES:
+                if moves_single_elements(call):
                     known[variable] = _with_rank(known[call.args[0]], variable)
                 else:
                     operands = [value_of(operand) for operand in elementwise_operands(call)]

@@ -28,9 +28,10 @@ from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.output_chain import Chain
 from bnn_compiler.schedules.pack import pack_conv_activations, pack_dense_activations
 from bnn_compiler.schedules.pack_rule import PackRule
-from bnn_compiler.schedules.popcount import Alphabet, codes_alphabet, planes, words_per
+from bnn_compiler.schedules.popcount import Alphabet, codes_alphabet
 from bnn_compiler.schedules.popcount_conv_fused import FusedPart
 from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
+from bnn_compiler.schedules.popcount_dense import dense_bits_shape
 
 #: On a kernel that computes products in another form (bits, fused operators): per product the position of the packed
 #: activation among its arguments, and how many constants of the product's own kernel follow it. A flat list.
@@ -227,7 +228,13 @@ def pack_kernel(spec: BinarySpec, isa: Isa) -> Kernel:
     }
     if spec.geometry is not None:
         function = pack_conv_activations(spec.geometry, pad_code=ring_code(spec), **options)
-        return Kernel(function, parameters, conv_bits_shape(spec.geometry, rule.alphabet), "uint64")
-    function = pack_dense_activations(spec.rows, spec.fan_in, **options)
-    shape = (spec.rows, planes(rule.alphabet) * words_per(spec.fan_in))
-    return Kernel(function, parameters, shape, "uint64")
+    else:
+        function = pack_dense_activations(spec.rows, spec.fan_in, **options)
+    return Kernel(function, parameters, packed_shape(spec), "uint64")
+
+
+def packed_shape(spec: BinarySpec) -> tuple[int, ...]:
+    """Shape of a layer's packed activation, uint64."""
+    if spec.geometry is not None:
+        return conv_bits_shape(spec.geometry, alphabet_of(spec))
+    return dense_bits_shape(spec.rows, spec.fan_in, alphabet_of(spec))

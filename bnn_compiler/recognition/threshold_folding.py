@@ -5,10 +5,10 @@ direction·x >= T with one float T per channel (``monotone_thresholds``), bit fo
 rounding. The kernel that packs signs then reads x itself, and the affine map is never computed.
 
 Conditions: (1) each tensor that is skipped is read by the chain alone (else it has to be made anyway); (2) the
-predicate is one-sided; (3) every operation has a constant that varies along the channel axis alone; (4) g is
-monotone, which the
-bisection checks; (5) the channels of the tensor are those of the layer, one to one. Where a reshape in between mixes
-them, only what is the same for all channels is folded.
+predicate is one-sided; (3) every operation has a constant that varies along the channel axis alone, or only adds or
+removes axes of one element (a batch-norm between Unsqueeze and Squeeze); (4) g is monotone, which the bisection checks;
+(5) the channels of the tensor are those of the layer, one to one. Where a reshape in between mixes them, only what is
+the same for all channels is folded.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from tvm import relax
 from tvm.ir import Call, Var
 
-from bnn_compiler.constants import BINARY, Array, apply_elementwise, op_name, static_shape
+from bnn_compiler.constants import BINARY, Array, apply_elementwise, moves_single_elements, op_name, static_shape
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.recognition.matching import LayerMatcher
 from bnn_compiler.recognition.monotone_thresholds import solve_thresholds
@@ -42,7 +41,7 @@ def fold_affine_chain(base: Var, spec: BinarySpec, matcher: LayerMatcher) -> tup
     channels = shape[0] if shape else 1
     if spec.threshold.size not in (1, channels):
         return base, spec
-    start, steps = _chain_before(base, matcher, rank, channels)
+    start, steps = _chain_before(base, matcher, channels)
     if not any(name in _AFFINE for name, _ in steps):
         return base, spec
     compare = _ONE_SIDED[spec.predicate]
@@ -75,11 +74,9 @@ def _threshold_shape(spec: BinarySpec) -> tuple[int, ...]:
     return (channels, 1, 1) if apart else ()
 
 
-def _chain_before(
-    base: Var, matcher: LayerMatcher, rank: int, channels: int
-) -> tuple[Var, list[tuple[str, Array | None]]]:
-    """The longest chain that ends in ``base`` and starts at a tensor of the model; operators from the last to the
-    first.
+def _chain_before(base: Var, matcher: LayerMatcher, channels: int) -> tuple[Var, list[tuple[str, Array | None]]]:
+    """The longest chain that ends in ``base`` and starts at a tensor of the model of the same shape; operators from the
+    last to the first, without reshapes.
 
     A tensor that ONNX does not name (a convolution before its bias is added) cannot be verified, so no layer starts
     there.
@@ -88,22 +85,24 @@ def _chain_before(
     start, length, current = base, 0, base
     while matcher.uses[current] <= 1:
         call = matcher.analysis.definition(current)
-        step = _channel_step(call, matcher.analysis, rank, channels)
-        if step is None or not isinstance(call, Call):
+        if not isinstance(call, Call):
             break
-        steps.append(step)
+        if not moves_single_elements(call):
+            step = _channel_step(call, matcher.analysis, channels)
+            if step is None:
+                break
+            steps.append(step)
         current = call.args[0]
-        if not matcher.has_names or matcher.tensor_name(current) is not None:
+        named = not matcher.has_names or matcher.tensor_name(current) is not None
+        if named and static_shape(current) == static_shape(base):
             start, length = current, len(steps)
     return start, steps[:length]
 
 
-def _channel_step(
-    call: relax.Expr | None, analysis: ValueSetAnalysis, rank: int, channels: int
-) -> tuple[str, Array | None] | None:
+def _channel_step(call: Call, analysis: ValueSetAnalysis, channels: int) -> tuple[str, Array | None] | None:
     """Operator and per-channel constant (float32[C]) of one link of the chain, or None if the chain ends here."""
-    name = op_name(call) if call is not None else ""
-    if not isinstance(call, Call) or not isinstance(call.args[0], Var):
+    name = op_name(call)
+    if not call.args or not isinstance(call.args[0], Var):
         return None
     if name == "relax.nn.relu":
         return name, None
@@ -113,6 +112,7 @@ def _channel_step(
     shape = static_shape(call.args[0])
     if constant is None or constant.dtype != np.float32 or shape is None or shape != static_shape(call):
         return None
+    rank = len(shape)
     aligned = (1,) * (rank - constant.ndim) + constant.shape
     if constant.ndim > rank or (constant.size != 1 and (aligned[1] != constant.size or constant.size != channels)):
         return None

@@ -121,6 +121,38 @@ def test_paths_of_all_kinds(algorithm: str, tmp_path: Path) -> None:
     assert gives_bits(network) == [True, True, True, True, False]
 
 
+def test_dense_layers(tmp_path: Path) -> None:
+    """A convolution whose only pixel is flattened, and a batch-norm over an axis of its own."""
+    chain = Chain()
+    chain.add("MaxPool", kernel_shape=[15, 14])
+    chain.add("Flatten")
+    chain.binarise()
+    for features in (130, 70):
+        inputs = CHANNELS if features == 130 else 130
+        chain.add("MatMul", chain.constant(chain.random.choice([-1.0, 1.0], (inputs, features))))
+        if features == 130:
+            chain.add("Mul", chain.constant(chain.random.choice([-1.0, 0.25], features)))
+        else:
+            axes = numpy_helper.from_array(np.array([2]), "axes")
+            chain.constants.append(axes)
+            chain.add("Unsqueeze", "axes")
+            chain.batch_norm()
+            chain.add("Squeeze", "axes")
+        chain.binarise()
+    chain.add("MatMul", chain.constant(chain.random.choice([-1.0, 1.0], (CHANNELS, 9))))
+    assert gives_bits(compiled(chain.model(), tmp_path, "auto")) == [True, True, True, False]
+
+
+def test_a_flattened_map_stays_float(tmp_path: Path) -> None:
+    """Several pixels of a channel are apart in the order of features."""
+    chain = Chain()
+    chain.add("MaxPool", kernel_shape=[8, 7], strides=[7, 7])
+    chain.binarise()
+    chain.add("Flatten")
+    chain.add("MatMul", chain.constant(chain.random.choice([-1.0, 1.0], (CHANNELS * 4, 9))))
+    assert gives_bits(compiled(chain.model(), tmp_path, "auto")) == [False, False]
+
+
 def _absolute(chain: Chain) -> None:
     chain.add("Abs")  # even in z: the bit is no threshold
     chain.add("Sub", chain.constant(np.array(5)))

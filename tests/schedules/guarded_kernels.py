@@ -25,6 +25,8 @@ from bnn_compiler.schedules.popcount_conv import popcount_conv2d, popcount_conv2
 from bnn_compiler.schedules.popcount_conv_bits import popcount_conv2d_bits, popcount_conv2d_bits_constants
 from bnn_compiler.schedules.popcount_conv_fused import BitReader, FusedPart, popcount_conv2d_fused
 from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
+from bnn_compiler.schedules.popcount_dense import dense_bits_shape, popcount_dense_constants
+from bnn_compiler.schedules.popcount_dense_bits import popcount_dense_bits, popcount_dense_bits_constants
 from bnn_compiler.schedules.program_expansion import expand_program, pack_node_vectors
 from tests.schedules.bitsliced_harness import grow_trees, pool_of, random_layer, random_signs, reader_of
 from tests.schedules.fused_cases import CHAINS
@@ -59,6 +61,24 @@ def guarded(array: Array, side: Side) -> Array:
     return copy
 
 
+def run_guarded_dense(cpu: str, where: Side) -> None:
+    """Run dense layers from bits to bits."""
+    isa = detect_isa(cpu_target(cpu).tvm_target)
+    rng = np.random.default_rng(1)
+    shapes = [(1, 70, 9), (3, 130, 64), (2, 64, 1030)]
+    kernels = CompiledKernels(
+        cpu, {f"dense{i}": popcount_dense_bits(*shape, alphabet="bipolar", isa=isa) for i, shape in enumerate(shapes)}
+    )
+    for i, (rows, depth, features) in enumerate(shapes):
+        weights = popcount_dense_constants(rng.random((features, depth)) < 0.5, alphabet="bipolar")
+        thresholds = rng.integers(-5, 6, features)
+        constants = popcount_dense_bits_constants(depth, weights, thresholds, thresholds > 2, alphabet="bipolar")
+        bits = np.zeros(dense_bits_shape(rows, depth, "bipolar"), np.uint64)
+        output = np.zeros(dense_bits_shape(rows, features, "bipolar"), np.uint64)
+        arguments = [guarded(array, where) for array in (bits, *constants)]
+        kernels.run_in_place(f"dense{i}", arguments, guarded(output, where))
+
+
 def run_guarded(cpu: str, side: str) -> None:
     """Run planes, expansion and counting of several layers; a stray access kills the process."""
     if side == "provoke":
@@ -66,6 +86,7 @@ def run_guarded(cpu: str, side: str) -> None:
         ctypes.c_char.from_address(victim.ctypes.data + victim.nbytes).value  # noqa: B018
         return
     where: Side = "before" if side == "before" else "after"
+    run_guarded_dense(cpu, where)
     isa = detect_isa(cpu_target(cpu).tvm_target)
     rng = np.random.default_rng(0)
     for i, geometry in enumerate(_GEOMETRIES):

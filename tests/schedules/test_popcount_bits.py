@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bnn_compiler.schedules.bit_pool import pool_masks
+from bnn_compiler.schedules.feature_bits import flat_reader
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.pack_rule import PackRule
@@ -19,6 +20,7 @@ from bnn_compiler.schedules.reference import (
     binarise,
     conv2d_reference,
     pack_conv_reference,
+    pack_dense_reference,
     pool_bits_reference,
     values_of,
 )
@@ -107,6 +109,36 @@ def test_pooled_bits(cpu: str) -> None:
     chosen = list(enumerate(WRITERS.items()))[:: 1 if cpu == "znver4" else 3]
     padding = PADDINGS["bipolar-zero"]
     _check(cpu, {name: Case(writer, padding, isa, seed, pooled=True) for seed, (name, writer) in chosen})
+
+
+@pytest.mark.parametrize("cpu", ["znver4", "haswell"])
+@pytest.mark.parametrize("channels", [9, 64, 65, 300])
+def test_the_only_pixel_for_a_dense_layer(channels: int, cpu: str) -> None:
+    isa = runnable_isa(cpu)
+    rng = np.random.default_rng(channels)
+    options: dict[str, Any] = {"alphabet": "bipolar", "zero_padded": False}
+    writers = {"k0": ConvGeometry(3, 20, 3, 2, channels, (3, 2)), "k1": ConvGeometry(2, 20, 3, 4, channels, (2, 3))}
+    functions, runs = {}, {}
+    for name, writer in writers.items():
+        signs = random_signs(writer, "random", rng)
+        bits, z = random_layer(writer, PADDINGS["bipolar-minus"], signs, rng)
+        thresholds, inverted = random_thresholds(z, rng), rng.random(channels) < 0.3
+        constants = popcount_conv2d_constants(writer, signs, **options)
+        arguments = popcount_conv2d_bits_constants(writer, constants, thresholds, inverted, alphabet="bipolar")
+        reached = (z >= thresholds.reshape(-1, 1, 1)) ^ inverted.reshape(-1, 1, 1)
+        pool = pool_of(writer, 0) if name == "k1" else None  # 2x2 to a pixel
+        if pool is not None:
+            joined_by_and = rng.random(channels) < 0.5
+            reached = pool_bits_reference(pool, reached, joined_by_and)
+            arguments = (*arguments, *pool_masks(flat_reader(pool), joined_by_and))
+        functions[name] = popcount_conv2d_bits(writer, None, isa=isa, pool=pool, masked=pool is not None, **options)
+        features = reached.reshape(writer.batch, channels).astype(np.float32)
+        runs[name] = ([bits, *arguments], pack_dense_reference(features, PackRule("gt"), (), fused=True))
+    kernels = CompiledKernels(cpu, functions)
+    for name, (inputs, expected) in runs.items():
+        np.testing.assert_array_equal(kernels.run(name, inputs, expected.shape, "uint64"), expected, err_msg=name)
+    with pytest.raises(ValueError, match="do not fit"):
+        popcount_conv2d_bits(writers["k1"], None, isa=isa, **options)
 
 
 def test_a_pool_that_does_not_fit_is_refused() -> None:

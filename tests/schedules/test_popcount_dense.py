@@ -13,6 +13,7 @@ from bnn_compiler.schedules.isa import Isa, detect_isa
 from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount import Alphabet, OutDtype
 from bnn_compiler.schedules.popcount_dense import popcount_dense, popcount_dense_constants
+from bnn_compiler.schedules.popcount_dense_bits import popcount_dense_bits, popcount_dense_bits_constants
 from bnn_compiler.schedules.reference import (
     binarise,
     dense_reference,
@@ -20,6 +21,7 @@ from bnn_compiler.schedules.reference import (
     pack_dense_reference,
     values_of,
 )
+from tests.schedules.bitsliced_harness import random_thresholds
 from tests.schedules.kernel_harness import X86_CPUS, Array, CompiledKernels, cpu_target, misaligned, runnable_isa
 
 ALPHABETS: list[Alphabet] = ["bipolar", "unsigned", "ternary"]
@@ -97,6 +99,26 @@ def test_epilogues(cpu: str) -> None:
     flags = [(False, False), (True, False), (False, True), (True, True)]
     product = itertools.product([(1, 70, 43), (6, 70, 43)], ALPHABETS, flags)
     _check(cpu, [Case(shape, alphabet, *flag, "float32") for shape, alphabet, flag in product])
+
+
+@pytest.mark.parametrize("alphabet", ALPHABETS)
+@pytest.mark.parametrize("cpu", X86_CPUS)
+def test_bits(cpu: str, alphabet: Alphabet) -> None:
+    """Thresholds on the integers, packed as the next layer reads them."""
+    isa = runnable_isa(cpu)
+    shapes = [*SHAPES, (2, 70, 64), (3, 70, 130), (1, 128, 1025)]
+    kernels = CompiledKernels(
+        cpu, {f"k{i}": popcount_dense_bits(*shape, alphabet=alphabet, isa=isa) for i, shape in enumerate(shapes)}
+    )
+    for i, shape in enumerate(shapes):
+        (bits, *constants), z = _inputs_and_output(Case(shape, alphabet), isa, i)
+        rng = np.random.default_rng(i)
+        thresholds, inverted = random_thresholds(z, rng), rng.random(shape[2]) < 0.3
+        bounds = popcount_dense_bits_constants(shape[1], constants, thresholds, inverted, alphabet=alphabet)
+        reached = (z >= thresholds) ^ inverted
+        expected = pack_dense_reference(reached.astype(np.float32), PackRule("gt"), (), fused=True)
+        output = kernels.run(f"k{i}", [bits, *bounds], expected.shape, "uint64")
+        np.testing.assert_array_equal(output, expected, err_msg=f"{shape}")
 
 
 @pytest.mark.slow
