@@ -26,6 +26,7 @@ from bnn_compiler.schedules.border_classes import border_classes, has_border_cor
 from bnn_compiler.schedules.channel_program import ChannelProgram
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.kernel_builder import Argument, Buffer, PrimFunc, build_kernel
+from bnn_compiler.schedules.output_chain import Chain, chain_arguments
 from bnn_compiler.schedules.popcount import OutDtype, default_zero
 
 _TABLE_LANES = 16
@@ -65,8 +66,12 @@ def bitsliced_conv2d(
     isa: Isa,
     out_dtype: OutDtype = "float32",
     name: str | None = None,
+    chain: Chain = (),
 ) -> PrimFunc:
-    """The kernel (planes, indices, nodes, [first_rows], offsets, [pixel_class], [scale], [bias]) -> y [N, O, OH, OW].
+    """The kernel (planes, indices, nodes, [first_rows], offsets, [pixel_class], [scale], [bias], operands) -> y.
+
+    ``y`` [N, O, OH, OW] has passed ``chain``, whose operands are float32 [O] or of the shape of ``y``; only one image
+    (N = 1) and a float32 result take one.
 
     ``planes`` come from ``make_bit_planes``; ``first_rows`` int32 [G + 1] is there with several groups; ``constants``
     are those of ``bitsliced_conv2d_constants``. ``program`` and ``constants`` only give the sizes of the arguments. An
@@ -75,6 +80,8 @@ def bitsliced_conv2d(
     if out_dtype == "int32" and (has_scale or has_bias):
         raise ValueError("an int32 result takes neither scale nor bias")
     geometry = layout.geometry
+    if chain and (out_dtype == "int32" or geometry.batch > 1):
+        raise ValueError("a chain takes the float32 result of one image")
     sizes = make_sizes(layout, program, constants, isa)
     arguments = [*program_arguments(layout, program), Argument("offsets", constants[0].shape, "int32")]
     if sizes.has_classes:
@@ -83,12 +90,12 @@ def bitsliced_conv2d(
         if present:
             arguments.append(Argument(parameter, (geometry.out_channels,), "float32"))
     shape = (geometry.batch, geometry.out_channels, geometry.out_height, geometry.out_width)
-    arguments.append(Argument("output", shape, out_dtype))
+    arguments += [*chain_arguments(chain, shape), Argument("output", shape, out_dtype)]
     kernel_shape = "x".join(map(str, geometry.kernel))
     readable = f"bitsliced_conv2d_{kernel_shape}_{layout.alphabet}_{isa.name}"
 
     def epilogue_of(buffers: Mapping[str, Buffer], run: BlockRun) -> Epilogue:
-        return Epilogue(sizes, buffers, run, make_unslicer(sizes.bits, run.lanes, isa))
+        return Epilogue(sizes, buffers, run, make_unslicer(sizes.bits, run.lanes, isa), chain)
 
     return build_kernel(
         name or readable, readable, arguments, lambda buffers: emit_counting(sizes, buffers, epilogue_of)

@@ -33,6 +33,7 @@ from bnn_compiler.schedules.kernel_builder import (
     typed,
     workspace,
 )
+from bnn_compiler.schedules.output_chain import Chain, ChainEmitter
 from bnn_compiler.schedules.popcount import WORD_BITS, float_result, store_leading
 
 if TYPE_CHECKING:
@@ -45,7 +46,14 @@ _MOST_TABLE_ENTRIES = 64
 class Epilogue:
     """Emits the outputs of the blocks of one run; allocate it at the top of a kernel's body."""
 
-    def __init__(self, sizes: BitslicedSizes, buffers: Mapping[str, Buffer], run: BlockRun, unslicer: Unslicer) -> None:
+    def __init__(
+        self,
+        sizes: BitslicedSizes,
+        buffers: Mapping[str, Buffer],
+        run: BlockRun,
+        unslicer: Unslicer,
+        chain: Chain = (),
+    ) -> None:
         self.sizes = sizes
         self.buffers = buffers
         self.run = run
@@ -61,6 +69,8 @@ class Epilogue:
         #: Whether the pixels of a block belong to one image.
         self.is_direct = self.layout.geometry.batch == 1 or self.layout.image_pixels % self.block_pixels == 0
         self.results = None if self.is_direct else workspace(self.block_pixels, self.dtype)
+        assert self.is_direct or not chain, "operands of a chain are read where results are written"
+        self.chain = ChainEmitter(chain, buffers)
         self.pixel: Expr = None
         self.is_last: Expr = None
 
@@ -98,6 +108,7 @@ class Epilogue:
         )
         table = self._offset_table(channel)
         target = self._direct_target(channel) if self.is_direct else 0
+        chain_parameters = self.chain.parameters(channel)
         for start, floats in self.unslicer.floats(planes, valid):
             addend = load(self.totals, start, self.width) + self._offset(table, channel, start)
             z = self._multiply_add(floats, self.sizes.factor * self.unslicer.step, addend)
@@ -109,6 +120,7 @@ class Epilogue:
                 store(self.results, start, y, self.width)
             else:
                 count = min(self.width, valid - start)
+                y = self.chain.apply(y, chain_parameters, target + start, self.width, count)
                 store_leading(self.buffers["output"], target + start, y, count, self.width, self.spill)
         if self.results is not None:
             self._copy_results(channel, valid)

@@ -161,7 +161,9 @@ def _timing_row(timing: TimingReport) -> Sequence[str]:
 def _kernel_or_reason(layer: LayerReport) -> str:
     reason = layer["reason"] and f"{layer['reason']}: {layer['detail'] or REASONS[layer['reason']]}"
     kernel = layer["kernel"] if layer["algorithm"] != "float" else None
-    return "; ".join(part for part in (kernel, reason or layer["detail"]) if part)
+    fused = ", ".join(layer.get("fused", ()))
+    parts = (kernel, fused and f"then {fused}", reason or layer["detail"])
+    return "; ".join(part for part in parts if part)
 
 
 def print_table(streams: Streams, table: Table) -> None:

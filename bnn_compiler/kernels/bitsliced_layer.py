@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,8 @@ from bnn_compiler.schedules.channel_program import (
     make_program,
 )
 from bnn_compiler.schedules.isa import Isa
+from bnn_compiler.schedules.kernel_builder import PrimFunc
+from bnn_compiler.schedules.output_chain import Chain
 from bnn_compiler.schedules.popcount import WORD_BITS
 from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 from bnn_compiler.schedules.program_expansion import expand_program, pack_node_vectors
@@ -175,9 +178,8 @@ def bitsliced_kernels(spec: BinarySpec, isa: Isa, plan: BitslicedPlan) -> LayerK
     program = make_program(layout, trees)
     zero, corrected = zero_of(spec), needs_correction(spec)
     constants = bitsliced_conv2d_constants(layout, signs, zero_padded=corrected, zero=zero)
-    function = bitsliced_conv2d(
-        layout, program, constants, has_scale=mapped.scaled is not None, has_bias=mapped.bias is not None, isa=isa
-    )
+    parameters: dict[str, Any] = {"has_scale": mapped.scaled is not None, "has_bias": mapped.bias is not None}
+    function = bitsliced_conv2d(layout, program, constants, isa=isa, **parameters)
     vectors = pack_node_vectors(layout, trees, program)
     expand = expand_program(layout, len(program.nodes), len(program.indices))
     indices = DerivedConstant(expand, (vectors, program.nodes), program.indices)
@@ -206,7 +208,12 @@ def bitsliced_kernels(spec: BinarySpec, isa: Isa, plan: BitslicedPlan) -> LayerK
         bits = conv_bits_shape(read, alphabet_of(handover.reader))
         return Kernel(count, (*tables, *bounds), rows, "uint64"), Kernel(pack, masks, bits, "uint64")
 
-    return LayerKernels("bitsliced", stages, mapped, bits_for)
+    def with_chain(chain: Chain) -> PrimFunc | None:
+        if layout.geometry.batch > 1:
+            return None
+        return bitsliced_conv2d(layout, program, constants, isa=isa, chain=chain, **parameters)
+
+    return LayerKernels("bitsliced", stages, mapped, bits_for, with_chain=with_chain)
 
 
 def _layout(spec: BinarySpec, isa: Isa) -> PlaneLayout:

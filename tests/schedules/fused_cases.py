@@ -66,6 +66,22 @@ def apply_step(step: ChainStep, value: Array, operand: Any) -> Array:
     return np.asarray(result)
 
 
+def chain_case(chain: Chain, value: Array, rng: np.random.Generator) -> tuple[list[Array], Array]:
+    """Random operands of a chain behind ``value`` float32 [N, C, H, W], and its results."""
+    operands: list[Array] = []
+    for step in chain:
+        operand: Any = step.operand
+        if isinstance(operand, str):
+            shape = value.shape if operand == "map" else value.shape[1:2]
+            operand = rng.standard_normal(shape).astype(np.float32)
+            operands.append(operand)
+            operand = operand.reshape((-1, 1, 1) if operand.ndim == 1 else shape)
+        elif operand is not None:
+            operand = np.float32(operand)
+        value = apply_step(step, value, operand)
+    return operands, value
+
+
 @dataclass(frozen=True, eq=False)
 class PartCase:
     """A part, its arguments, and its results float32 [N, C, H, W]."""
@@ -85,17 +101,7 @@ def part_case(geometry: ConvGeometry, padding: Padding, chain: Chain, isa: Isa, 
     value = epilogue_reference(z, *given, fused=isa.fused_multiply_add)
     part = FusedPart(geometry, padding.alphabet, padding.zero_padded, given[0] is not None, given[1] is not None, chain)
     constants = popcount_conv2d_constants(geometry, signs, alphabet=padding.alphabet, zero_padded=padding.zero_padded)
-    operands: list[Array] = []
-    for step in chain:
-        operand: Any = step.operand
-        if isinstance(operand, str):
-            shape = value.shape if operand == "map" else (geometry.out_channels,)
-            operand = rng.standard_normal(shape).astype(np.float32)
-            operands.append(operand)
-            operand = operand.reshape((-1, 1, 1) if operand.ndim == 1 else shape)
-        elif operand is not None:
-            operand = np.float32(operand)
-        value = apply_step(step, value, operand)
+    operands, value = chain_case(chain, value, rng)
     parameters = [array.reshape(-1) for array in given if array is not None]
     return PartCase(part, [bits, *constants, *parameters, *operands], value)
 

@@ -111,12 +111,15 @@ def run_guarded(cpu: str, side: str) -> None:
             geometry, popcount_constants, thresholds, thresholds > 2, alphabet=padding.alphabet
         )
         parameters = list(rng.standard_normal((2, geometry.out_channels)).astype(np.float32))
+        chain = CHAINS["residual"] if geometry.batch == 1 else ()
         kernels = CompiledKernels(
             cpu,
             {
                 "planes": make_bit_planes(layout, "planes"),
                 "expand": expand_program(layout, len(program.nodes), len(program.indices)),
-                "count": bitsliced_conv2d(layout, program, constants, has_scale=True, has_bias=True, isa=isa),
+                "count": bitsliced_conv2d(
+                    layout, program, constants, has_scale=True, has_bias=True, isa=isa, chain=chain
+                ),
                 "threshold": bitsliced_conv2d_bits(layout, program, threshold_constants, isa=isa),
                 "rows": pack_bit_rows(layout, reader, pad_bit=1),
                 "pooled_rows": pack_bit_rows(layout, pool_reader, pad_bit=1, pool=pool, masked=True),
@@ -146,6 +149,7 @@ def run_guarded(cpu: str, side: str) -> None:
         kernels.run_in_place("expand", [inside(pack_node_vectors(layout, trees, program)), nodes], indices)
         first_rows = [program.first_rows] if geometry.groups > 1 else []
         arguments = [inside(array) for array in (*first_rows, *constants, *parameters)]
+        arguments += [inside(z.astype(np.float32)) for _ in chain]
         kernels.run_in_place("count", [planes, indices, nodes, *arguments], inside(z.astype(np.float32)))
         rows = inside(np.zeros((geometry.out_channels, layout.words_per_row), np.uint64))
         arguments = [inside(array) for array in (*first_rows, *threshold_constants)]

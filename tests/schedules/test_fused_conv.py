@@ -8,15 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bnn_compiler.schedules.bit_planes import make_bit_planes
+from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants
+from bnn_compiler.schedules.bitsliced_sizes import make_layout
+from bnn_compiler.schedules.channel_program import make_program
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.output_chain import ChainStep
 from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount_conv_fused import BitReader, FusedPart, output_shape, popcount_conv2d_fused
-from bnn_compiler.schedules.reference import pack_conv_reference
-from tests.schedules.bitsliced_harness import reader_of
+from bnn_compiler.schedules.reference import epilogue_reference, pack_conv_reference
+from tests.schedules.bitsliced_harness import grow_trees, random_layer, random_signs, reader_of
 from tests.schedules.code_cases import CODES, code_rule
-from tests.schedules.fused_cases import CHAINS, part_case, rule_parameters, sliced
+from tests.schedules.fused_cases import CHAINS, chain_case, part_case, rule_parameters, sliced
 from tests.schedules.kernel_harness import X86_CPUS, Array, CompiledKernels, runnable_isa
 from tests.schedules.paddings import PADDINGS
 from tests.schedules.test_popcount_conv import GEOMETRIES
@@ -113,6 +117,34 @@ def test_parts_side_by_side(cpu: str) -> None:
         ]
         cases[str(seed)] = Case(parts, RULES["per-channel"], isa, seed + 2)
     check(cpu, cases)
+
+
+@pytest.mark.parametrize("cpu", ["znver4", "haswell"])
+def test_bitsliced_chains(cpu: str) -> None:
+    """Every chain behind a bit-sliced convolution of one image, whose last block of pixels is partly real."""
+    isa = runnable_isa(cpu)
+    geometry, padding = GEOMETRIES["3x3"], PADDINGS["bipolar-zero"]
+    rng = np.random.default_rng(0)
+    signs = random_signs(geometry, "random", rng)
+    layout = make_layout(geometry, padding.alphabet, isa)
+    program = make_program(layout, grow_trees(signs, 1, "random", rng))
+    constants = bitsliced_conv2d_constants(layout, signs, zero_padded=padding.zero_padded)
+    bits, z = random_layer(geometry, padding, signs, rng)
+    scale, bias = rng.standard_normal((2, geometry.out_channels)).astype(np.float32)
+    y = epilogue_reference(z, scale.reshape(-1, 1, 1), bias.reshape(-1, 1, 1), fused=isa.fused_multiply_add)
+    options: dict[str, Any] = {"has_scale": True, "has_bias": True, "isa": isa}
+    kernels = {
+        name: bitsliced_conv2d(layout, program, constants, chain=chain, **options) for name, chain in CHAINS.items()
+    }
+    compiled = CompiledKernels(cpu, {"planes": make_bit_planes(layout, "planes"), **kernels})
+    planes = compiled.run("planes", [bits], layout.shape, "uint64")
+    for name, chain in CHAINS.items():
+        operands, expected = chain_case(chain, y, rng)
+        arguments = [planes, program.indices, program.nodes, *constants, scale, bias, *operands]
+        np.testing.assert_array_equal(compiled.run(name, arguments, y.shape, "float32"), expected, err_msg=name)
+    batch = make_layout(GEOMETRIES["pointwise"], padding.alphabet, isa)
+    with pytest.raises(ValueError, match="one image"):
+        bitsliced_conv2d(batch, program, constants, chain=CHAINS["residual"], **options)
 
 
 def test_what_does_not_fit_is_refused() -> None:
