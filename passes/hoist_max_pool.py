@@ -68,10 +68,12 @@ class _Hoister(relax.PyExprMutator):  # type: ignore[misc]
         if not chain:
             return super().visit_call_(call)
         arguments = [self.visit_expr(chain[-1][0].args[chain[-1][1]])]
-        value = self.builder_.emit(relax.Call(call.op, arguments, call.attrs, call.ty_args))
+        value = relax.Call(call.op, arguments, call.attrs, call.ty_args)
         for work, position in reversed(chain):
-            operands = [value if i == position else self.visit_expr(arg) for i, arg in enumerate(work.args)]
-            value = self.builder_.emit(relax.Call(work.op, operands, work.attrs, work.ty_args))
+            bound = self.builder_.emit(value)
+            operands = [bound if i == position else self.visit_expr(arg) for i, arg in enumerate(work.args)]
+            value = relax.Call(work.op, operands, work.attrs, work.ty_args)
+        # Not bound here: it is the value of the pool's variable, whose name says which tensor this is.
         return value
 
     def _chain(self, pool: relax.Call) -> list[tuple[relax.Call, int]]:

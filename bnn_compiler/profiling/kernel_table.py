@@ -26,13 +26,15 @@ class KernelEntry(TypedDict):
 
     ``kernel`` is the function's name in the library, ``nodes`` are names of ONNX nodes in the order of the graph,
     ``layer`` is the ``name`` of the report's layer that the call works for (empty: none). ``kind``: ``binary`` counts
-    bits, ``float`` computes a layer with floats, ``glue`` is everything else, packing included.
+    bits, ``float`` computes a layer with floats, ``glue`` is everything else, packing included. ``results`` is the
+    number of tensors that it writes, its last arguments.
     """
 
     kernel: str
     nodes: list[str]
     layer: str
     kind: Kind
+    results: int
 
 
 def kernel_table(module: tvm.IRModule, model: ModelProto, layers: Sequence[LayerReport]) -> list[KernelEntry]:
@@ -41,10 +43,10 @@ def kernel_table(module: tvm.IRModule, model: ModelProto, layers: Sequence[Layer
     slices = _Slices(model)
     algorithms = {layer["name"]: layer["algorithm"] for layer in layers}
     table: list[KernelEntry] = []
-    for variable, kernel in _kernel_calls(module["main"]):
+    for variable, kernel, results in _kernel_calls(module["main"]):
         entry = names.get(variable)
         if entry is None:
-            table.append({"kernel": kernel, "nodes": [], "layer": "", "kind": "glue"})
+            table.append({"kernel": kernel, "nodes": [], "layer": "", "kind": "glue", "results": results})
             continue
         convert = entry.get("role") == "convert"
         nodes = [] if convert else slices.take(entry["output"], entry["node"])
@@ -53,17 +55,18 @@ def kernel_table(module: tvm.IRModule, model: ModelProto, layers: Sequence[Layer
         kind: Kind = "glue"
         if layer and not convert:
             kind = "float" if algorithms[layer] == "float" else "binary"
-        table.append({"kernel": kernel, "nodes": nodes, "layer": layer, "kind": kind})
+        table.append({"kernel": kernel, "nodes": nodes, "layer": layer, "kind": kind, "results": results})
     return table
 
 
-def _kernel_calls(main: relax.Function) -> Iterator[tuple[str, str]]:
-    """Variable and kernel of every ``call_tir``."""
+def _kernel_calls(main: relax.Function) -> Iterator[tuple[str, str, int]]:
+    """Variable, kernel and number of results of every ``call_tir``."""
     call_tir = tvm.ir.Op.get("relax.call_tir")
     for block in main.body.blocks:
         for binding in block.bindings:
             if isinstance(binding.value, relax.Call) and binding.value.op == call_tir:
-                yield str(binding.var.name), str(binding.value.args[0].name_hint)
+                results = len(binding.var.ty.fields) if isinstance(binding.var.ty, relax.TupleType) else 1
+                yield str(binding.var.name), str(binding.value.args[0].name_hint), results
 
 
 class _Slices:

@@ -32,15 +32,14 @@ _EMPTY_CALLS = 20
 
 @dataclass(frozen=True)
 class KernelCall:
-    """One kernel call: its function's name, seconds per round net of the hook, and the bytes of its arguments.
+    """One kernel call: its function's name, seconds per round net of the hook, the bytes of each of its arguments.
 
-    The last argument is the result; constants count as read.
+    Constants are arguments, too; the last ones are its results.
     """
 
     kernel: str
     seconds: tuple[float, ...]
-    bytes_read: int
-    bytes_written: int
+    argument_bytes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def time_kernels(compiled: CompiledModel, feeds: Mapping[str, Array], rounds: in
     for index, (name, sizes) in enumerate(recorder.calls):
         if not name.startswith(_BUILTIN_PREFIX):
             net = tuple(max(times[index] - cost.of(len(sizes)), 0.0) for times in recorder.rounds[WARM_UP:])
-            calls.append(KernelCall(name, net, sum(sizes[:-1]), sizes[-1] if sizes else 0))
+            calls.append(KernelCall(name, net, sizes))
     return NetworkTimes(tuple(calls), tuple(runs[WARM_UP:]), cost)
 
 

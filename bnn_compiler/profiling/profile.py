@@ -176,7 +176,7 @@ def match_table(calls: Sequence[KernelCall], table: Sequence[KernelEntry]) -> li
         following = range(position, len(table))
         index = next((i for i in following if table[i]["kernel"] == call.kernel), None)
         if index is None:
-            found.append({"kernel": call.kernel, "nodes": [], "layer": "", "kind": "glue"})
+            found.append({"kernel": call.kernel, "nodes": [], "layer": "", "kind": "glue", "results": 1})
         else:
             found.append(table[index])
             position = index + 1
@@ -188,7 +188,8 @@ def _kernel(
 ) -> KernelProfile:
     seconds = min(call.seconds)
     operations = macs.get(entry["layer"], 0) if entry["kind"] != "glue" else 0
-    moved = call.bytes_read + call.bytes_written
+    inputs = len(call.argument_bytes) - entry.get("results", 1)  # not in the first libraries that had a table
+    bytes_read, bytes_written = sum(call.argument_bytes[:inputs]), sum(call.argument_bytes[inputs:])
     theirs = None if nodes is None else sum(nodes.seconds.get(node, 0.0) for node in entry["nodes"])
     return {
         "kernel": call.kernel,
@@ -200,9 +201,9 @@ def _kernel(
         "share": seconds * 1e6 / whole_us if whole_us else 0.0,
         "macs": operations,
         "gmacs_per_second": _rate(operations, seconds),
-        "bytes_read": call.bytes_read,
-        "bytes_written": call.bytes_written,
-        "gbytes_per_second": _rate(moved, seconds),
+        "bytes_read": bytes_read,
+        "bytes_written": bytes_written,
+        "gbytes_per_second": _rate(bytes_read + bytes_written, seconds),
         "onnxruntime_us": None if theirs is None else round(theirs * 1e6, 3),
     }
 

@@ -14,18 +14,18 @@ HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.
 HOST = "https://example.com/x.js"
 
 TABLE: list[KernelEntry] = [
-    {"kernel": "float_conv", "nodes": ["stem", "relu"], "layer": "stem", "kind": "float"},
-    {"kernel": "view", "nodes": ["flat"], "layer": "", "kind": "glue"},
-    {"kernel": "pack", "nodes": [], "layer": HOSTILE, "kind": "glue"},
-    {"kernel": "popcount", "nodes": ["sign", HOSTILE], "layer": HOSTILE, "kind": "binary"},
-    {"kernel": "pool", "nodes": ["pool", HOST], "layer": "", "kind": "glue"},
+    {"kernel": "float_conv", "nodes": ["stem", "relu"], "layer": "stem", "kind": "float", "results": 1},
+    {"kernel": "view", "nodes": ["flat"], "layer": "", "kind": "glue", "results": 1},
+    {"kernel": "pack", "nodes": [], "layer": HOSTILE, "kind": "glue", "results": 1},
+    {"kernel": "popcount", "nodes": ["sign", HOSTILE], "layer": HOSTILE, "kind": "binary", "results": 2},
+    {"kernel": "pool", "nodes": ["pool", HOST], "layer": "", "kind": "glue", "results": 1},
 ]
 CALLS = (
-    KernelCall("float_conv", (20e-6, 22e-6, 30e-6), 3000, 1000),
-    KernelCall("pack", (2e-6, 3e-6, 4e-6), 1000, 32),
-    KernelCall("popcount", (10e-6, 11e-6, 12e-6), 600, 4000),
-    KernelCall("pool", (5e-6, 5e-6, 9e-6), 4000, 1000),
-    KernelCall("copy", (1e-6, 1e-6, 1e-6), 1000, 1000),
+    KernelCall("float_conv", (20e-6, 22e-6, 30e-6), (2000, 1000, 1000)),
+    KernelCall("pack", (2e-6, 3e-6, 4e-6), (1000, 32)),
+    KernelCall("popcount", (10e-6, 11e-6, 12e-6), (100, 500, 3900, 100)),
+    KernelCall("pool", (5e-6, 5e-6, 9e-6), (4000, 1000)),
+    KernelCall("copy", (1e-6, 1e-6, 1e-6), (1000, 1000)),
 )
 
 

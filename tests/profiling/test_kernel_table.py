@@ -36,6 +36,20 @@ def test_each_node_belongs_to_one_kernel(digits: Path, algorithm: str) -> None:
     assert sorted(nodes) == sorted(node.name for node in import_onnx(digits).onnx_model.graph.node)
 
 
+def test_a_pool_that_moved_to_its_convolution_keeps_the_nodes() -> None:
+    text = """g (float[1,3,16,16] x, float[64,3,3,3] w, float[64] b) => (float[1,64,7,7] y) {
+        [conv] c = Conv(x, w, b) [act] r = Relu(c) [pool] y = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(r) }"""
+    model = parse(text)
+    generator = np.random.default_rng(0)
+    for value, shape in zip(list(model.graph.input)[1:], ((64, 3, 3, 3), (64,)), strict=True):
+        array = generator.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
+    del model.graph.input[1:]
+    nodes = [(entry["kind"], node) for entry in table_of(model) for node in entry["nodes"]]
+    assert ("float", "conv") in nodes
+    assert {node for _, node in nodes} == {"conv", "act", "pool"}
+
+
 @pytest.mark.parametrize("name", ["vgg16_cifar10", "larq_quicknet"])
 def test_each_node_of_a_network_belongs_to_one_kernel(network: Callable[[str], Path], name: str) -> None:
     table = table_of(network(name))

@@ -53,6 +53,7 @@ def test_what_is_too_short_is_not_compared() -> None:
 
 def test_rates_are_of_the_fastest_round() -> None:
     popcount = profile()["kernels"][2]
+    assert (popcount["bytes_read"], popcount["bytes_written"]) == (600, 4000)  # it has two results
     assert popcount["gmacs_per_second"] == pytest.approx(800)
     assert popcount["gbytes_per_second"] == pytest.approx(0.46)
     assert (popcount["us_min"], popcount["us_median"]) == (10, 11)
@@ -72,7 +73,7 @@ def test_calls_and_table_may_differ() -> None:
     found = match_table(CALLS, TABLE)
     assert [entry["kernel"] for entry in found] == [call.kernel for call in CALLS]
     assert found[2] is TABLE[3]
-    assert found[4] == {"kernel": "copy", "nodes": [], "layer": "", "kind": "glue"}
+    assert found[4] == {"kernel": "copy", "nodes": [], "layer": "", "kind": "glue", "results": 1}
     # A library of an older version has no table.
     assert {entry["kind"] for entry in match_table(CALLS, [])} == {"glue"}
 
@@ -116,8 +117,8 @@ def test_kernels_of_a_network() -> None:
     table = compiled.model.manifest["kernels"]
     assert [entry["nodes"] for entry in match_table(times.calls, table)] == [["pool"], ["mean"]]
     pool, mean = times.calls
-    assert (pool.bytes_read, pool.bytes_written) == (4 * 8 * 16 * 16, 4 * 8 * 8 * 8)
-    assert mean.bytes_written == 4 * 8
+    assert pool.argument_bytes == (4 * 8 * 16 * 16, 4 * 8 * 8 * 8)
+    assert mean.argument_bytes[-1] == 4 * 8
     assert all(0 <= min(call.seconds) < 1 for call in times.calls)
     # The hook is gone from other runs, and has changed nothing.
     np.testing.assert_array_equal(compiled.run(feeds)["y"], expected["y"])
