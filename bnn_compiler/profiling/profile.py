@@ -187,7 +187,8 @@ def _kernel(
     call: KernelCall, entry: KernelEntry, macs: Mapping[str, int], whole_us: float, nodes: NodeTimes | None
 ) -> KernelProfile:
     seconds = min(call.seconds)
-    operations = macs.get(entry["layer"], 0) if entry["kind"] != "glue" else 0
+    # Convolutions of one tensor may run as one.
+    operations = sum(macs.get(node, 0) for node in entry["nodes"])
     inputs = len(call.argument_bytes) - entry.get("results", 1)  # not in the first libraries that had a table
     bytes_read, bytes_written = sum(call.argument_bytes[:inputs]), sum(call.argument_bytes[inputs:])
     theirs = None if nodes is None else sum(nodes.seconds.get(node, 0.0) for node in entry["nodes"])
@@ -233,7 +234,7 @@ def _layer(layer: str, group: Sequence[KernelProfile], operators: Mapping[str, s
         "kernels": len(group),
         "us": round(ours, 3),
         "share": sum(kernel["share"] for kernel in group),
-        "macs": max(kernel["macs"] for kernel in group),
+        "macs": sum(kernel["macs"] for kernel in group),
         "bytes": sum(kernel["bytes_read"] + kernel["bytes_written"] for kernel in group),
         "onnxruntime_us": None if theirs is None else round(theirs, 3),
         "speedup": round(theirs / ours, 3) if theirs and ours >= LEAST_COMPARED_US else None,
