@@ -239,9 +239,13 @@ def _plan(
 
 
 def _node_names(module: tvm.IRModule, variables: Sequence[relax.Var], layer: LayerNames) -> list[str]:
-    """The ONNX nodes (or, without names, the variables) that define ``variables``, but for the layer's own."""
-    names = read_attribute(module, NAMES_ATTRIBUTE) or {}
-    nodes = [names.get(str(variable.name), {}).get("node", str(variable.name)) for variable in variables]
+    """The ONNX nodes that define ``variables``, but for the layer's own; the variables in a module without names.
+
+    A variable that is unknown beside others is an inner result: its node is that of a later one.
+    """
+    found = [str(variable.name) for variable in variables]
+    names = read_attribute(module, NAMES_ATTRIBUTE)
+    nodes = found if not names else [names[name]["node"] for name in found if name in names]
     return [node for node in dict.fromkeys(nodes) if node != layer.node]
 
 

@@ -74,6 +74,15 @@ def activations(graph: Graph) -> onnx.ModelProto:
     return graph.model(graph.node("LeakyRelu", value, alpha=0.1))
 
 
+def norms(graph: Graph) -> onnx.ModelProto:
+    """A batch-norm behind a Relu is two operators and one node."""
+    statistics = [graph.constant(graph.rng.uniform(0.5, 2, 24)) for _ in range(4)]
+    norm = graph.node(
+        "BatchNormalization", graph.node("Relu", graph.conv("x", "a"), name="relu"), *statistics, name="n"
+    )
+    return graph.model(graph.node("Add", norm, "x", name="sum"))
+
+
 def duplication(graph: Graph) -> onnx.ModelProto:
     """ReActNet's doubling of channels: the kernels behind a concatenation, in the other order than the layers."""
     parts = [graph.node("Add", graph.conv("x", name, kernel=1), "x") for name in ("a", "b")]
@@ -104,6 +113,7 @@ GRAPHS: dict[Callable[[Graph], onnx.ModelProto], dict[str, tuple[list[str], list
         "b": ([], [], True),
         "c": (["add13", "clip14", "leakyrelu15"], [], False),
     },
+    norms: {"a": (["relu", "n", "sum"], [], False)},
     duplication: {
         "a": (["b", "add5", "add2", "concat6", "add7", "prelu8"], ["c"], False),
         "b": (["add5", "a", "add2", "concat6", "add7", "prelu8"], ["c"], False),

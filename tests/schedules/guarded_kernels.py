@@ -148,8 +148,8 @@ def run_guarded(cpu: str, side: str) -> None:
         kernels.run_in_place("planes", [inside(bits)], planes)
         kernels.run_in_place("expand", [inside(pack_node_vectors(layout, trees, program)), nodes], indices)
         first_rows = [program.first_rows] if geometry.groups > 1 else []
-        arguments = [inside(array) for array in (*first_rows, *constants, *parameters)]
-        arguments += [inside(z.astype(np.float32)) for _ in chain]
+        y = z.astype(np.float32)
+        arguments = [inside(array) for array in (*first_rows, *constants, *parameters, *[y] * len(chain))]
         kernels.run_in_place("count", [planes, indices, nodes, *arguments], inside(z.astype(np.float32)))
         rows = inside(np.zeros((geometry.out_channels, layout.words_per_row), np.uint64))
         arguments = [inside(array) for array in (*first_rows, *threshold_constants)]
@@ -160,8 +160,7 @@ def run_guarded(cpu: str, side: str) -> None:
         bits = inside(bits)
         arguments = [bits, *(inside(array) for array in (*popcount_constants, *parameters))]
         kernels.run_in_place("popcount", arguments, inside(z.astype(np.float32)))
-        chain_operands = [z.astype(np.float32), *parameters, parameters[0]]
-        fused = (*popcount_constants, *parameters, *chain_operands, parameters[1], z.astype(np.float32))
+        fused = (*popcount_constants, *parameters, y, *parameters, *parameters, y)
         packed = inside(np.zeros(conv_bits_shape(reader, "bipolar"), np.uint64))
         kernels.run_in_place("popcount_fused", [bits, *(inside(array) for array in fused)], packed)
         arguments = [bits, *(inside(array) for array in bounds)]
