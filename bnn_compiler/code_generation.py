@@ -10,7 +10,7 @@ from tvm.s_tir.pipeline import default_s_tir_pipeline
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
 
 LIBRARY_PIPELINE = "bnnc"
-"""TVM's name for its usual lowering of PrimFuncs and ``PlainFunctionDevice``."""
+"""TVM's name for its usual lowering of PrimFuncs and ``FinishPlainFunctions``."""
 
 C_CONVENTION = 2
 """``calling_conv`` of a PrimFunc that is called as in C, with its arguments as they are.
@@ -27,11 +27,13 @@ def code_generation() -> tvm.transform.PassContext:
     return tvm.transform.PassContext(disabled_pass=["tirx.CommonSubexprElim"])
 
 
-@tvm.transform.module_pass(opt_level=0, name="PlainFunctionDevice")
-class PlainFunctionDevice:
-    """Say in every PrimFunc of ``C_CONVENTION`` that it runs on device 0: TVM asks for what it allocates.
+@tvm.transform.module_pass(opt_level=0, name="FinishPlainFunctions")
+class FinishPlainFunctions:
+    """Give every PrimFunc of ``C_CONVENTION`` a device and a result.
 
-    Of other functions TVM takes the device from their tensors; these have pointers only.
+    1. What it allocates is on device 0. TVM takes other functions' device from their tensors; these have pointers.
+    2. It returns 0. Behind what it allocates: TVM frees at the end of the statements among which it allocates, so a
+       return among them would leave everything allocated.
     """
 
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
@@ -40,14 +42,14 @@ class PlainFunctionDevice:
         zero = tirx.const(0, "int32")
         for variable, function in module.functions_items():
             if isinstance(function, tirx.PrimFunc) and int(function.attrs["calling_conv"]) == C_CONVENTION:
-                body = tirx.AttrStmt(zero, "device_id", zero, function.body)
-                result.update_func(variable, function.with_body(body))
+                work = tirx.AttrStmt(zero, "device_id", zero, function.body)
+                result.update_func(variable, function.with_body(tirx.SeqStmt([work, tirx.stmt.Return(zero)])))
         return result
 
 
 def _library_pipeline() -> tuple[Any, Any, Any]:
     lower, finalize_host, finalize_device = default_s_tir_pipeline()
-    return lower, lambda: tvm.transform.Sequential([PlainFunctionDevice(), finalize_host()]), finalize_device
+    return lower, lambda: tvm.transform.Sequential([FinishPlainFunctions(), finalize_host()]), finalize_device
 
 
 register_tir_pipeline(LIBRARY_PIPELINE, _library_pipeline)

@@ -111,9 +111,9 @@ class CompiledModel:
         main = self._main
         inputs = main.bind_inputs(feeds)
         if out is None:
-            results = main.new_outputs()
-            self._closure("main")(*inputs, *results)
-            return dict(zip(main.output_names, results, strict=True))
+            outputs = main.new_outputs()
+            self._closure("main")(*inputs, *outputs.values())
+            return outputs
         results, buffers = main.bind_outputs(out, inputs)
         self._closure("main")(*inputs, *buffers)
         for result, buffer in zip(results, buffers, strict=True):
@@ -135,7 +135,7 @@ class CompiledModel:
         if signature is None:
             raise UsageError(f"no function {name!r} in this library; it has {', '.join(self._signatures)}")
         inputs = signature.bind_positional(arrays)
-        results = signature.new_outputs()
+        results = list(signature.new_outputs().values())
         self._closure(name)(*inputs, *results)
         return results
 

@@ -29,10 +29,13 @@ class Signature:
         self.output_names = tuple(spec.name for spec in outputs)
         self._input_types = [(spec.shape, np.dtype(spec.dtype)) for spec in inputs]
         self._output_types = [(spec.shape, np.dtype(spec.dtype)) for spec in outputs]
+        self._named_inputs = [(spec.name, spec.shape, np.dtype(spec.dtype)) for spec in inputs]
+        self._named_outputs = [(spec.name, spec.shape, np.dtype(spec.dtype)) for spec in outputs]
 
-    def new_outputs(self) -> list[Array]:
-        """Return uninitialised arrays for the outputs."""
-        return [np.empty(shape, dtype) for shape, dtype in self._output_types]
+    def new_outputs(self) -> dict[str, Array]:
+        """Return uninitialised arrays for the outputs, by name and in order."""
+        empty = np.empty
+        return {name: empty(shape, dtype) for name, shape, dtype in self._named_outputs}
 
     def bind_inputs(self, feeds: Mapping[str, Array] | Array) -> list[Array]:
         """Return the arrays of ``feeds`` in the order of the inputs, ready to hand over.
@@ -40,6 +43,21 @@ class Signature:
         Raises:
             FeedError: one is missing, unknown, or of another shape or dtype.
         """
+        if type(feeds) is dict and len(feeds) == len(self._named_inputs):
+            bound = []
+            for name, shape, dtype in self._named_inputs:
+                array = feeds.get(name)
+                # _is_plain(array, shape, dtype), whose call would take as long as the comparisons.
+                if (
+                    type(array) is not np.ndarray
+                    or array.shape != shape
+                    or array.dtype != dtype
+                    or not array.flags.carray
+                ):
+                    break
+                bound.append(array)
+            else:
+                return bound
         if isinstance(feeds, np.ndarray):
             if len(self.inputs) != 1:
                 raise FeedError(f"a bare array is no feed for several inputs; expected {_describe(self.inputs)}")

@@ -22,12 +22,11 @@ _STACK_BYTES = 1024  # TVM puts buffers up to this on the stack (runtime::kMaxSt
 def split_kernel(kernel: tirx.PrimFunc, symbol: str) -> tuple[tirx.PrimFunc, tirx.PrimFunc]:
     """Return the body of ``kernel``, named ``symbol``, and its entry, with the parameters and attributes of ``kernel``.
 
-    The body takes a pointer for each tensor and returns 0, or another number after an error.
+    The body takes a pointer for each tensor and returns 0 (``FinishPlainFunctions``), or another number after an error.
     """
     pointers = [tirx.Var(str(buffer.name), PointerType(buffer.ty.dtype)) for buffer in kernel.params]
     views = [tirx.DeclBuffer(buffer, data=pointer) for buffer, pointer in zip(kernel.params, pointers, strict=True)]
-    finished = tirx.stmt.Return(tirx.const(0, "int32"))
-    body = tirx.PrimFunc(pointers, tirx.SeqStmt([*views, kernel.body, finished]), PrimType("int32"), kernel.attrs)
+    body = tirx.PrimFunc(pointers, tirx.SeqStmt([*views, kernel.body]), PrimType("int32"), kernel.attrs)
     buffers = [_copy_buffer(buffer) for buffer in kernel.params]
     call = call_body(symbol, [buffer.data for buffer in buffers])
     entry = tirx.PrimFunc(buffers, call, kernel.ret_type, kernel.attrs).with_attr(CALLS_BODIES_ATTR, True)

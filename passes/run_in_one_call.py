@@ -137,8 +137,9 @@ def _one_call(main: relax.Function, line: StraightLine) -> relax.Function:
     """Return ``main`` as the call of the host function, by name: that is compiled into another object file."""
     nothing = relax.TupleType([])
     call = relax.Call(relax.ExternFunc(HOST), [*main.params, *line.constants], ty_args=[nothing])
-    binding = relax.VarBinding(relax.Var("_", nothing), call)
-    body = relax.SeqExpr([relax.BindingBlock([binding])], relax.Tuple([]))
+    # Its nothing is main's: the virtual machine would allocate an empty tuple.
+    result = relax.Var("result", nothing)
+    body = relax.SeqExpr([relax.BindingBlock([relax.VarBinding(result, call)])], result)
     return relax.Function(main.params, body, nothing, False, main.attrs).with_attr(CHECKED_ATTR, True)
 
 
