@@ -30,7 +30,7 @@ from bnn_compiler.kernels.bitsliced_layer import (
 )
 from bnn_compiler.kernels.cost_model import CostModel, load_cost_model
 from bnn_compiler.kernels.kernel_measurement import Measurement, measured_nanoseconds
-from bnn_compiler.kernels.layer_kernels import LayerKernels, alphabet_of
+from bnn_compiler.kernels.layer_kernels import LayerKernels, alphabet_of, needs_correction
 from bnn_compiler.kernels.popcount_layer import popcount_kernels
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.options import Algorithm
@@ -101,7 +101,7 @@ def choose_kernels(spec: BinarySpec, isa: Isa, options: ChoiceOptions) -> Choice
 
 def _candidates(spec: BinarySpec, isa: Isa, model: CostModel, options: ChoiceOptions) -> list[_Candidate]:
     """The candidates that might win."""
-    zero_padded = spec.is_zero_padded
+    zero_padded = needs_correction(spec)
 
     def bitsliced(name: CandidateName, plan: BitslicedPlan) -> _Candidate:
         predicted = model.bitsliced_ns(plan.layout, plan.lists, zero_padded=zero_padded)
