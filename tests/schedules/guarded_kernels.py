@@ -61,6 +61,11 @@ def guarded(array: Array, side: Side) -> Array:
     return copy
 
 
+def _provoke() -> None:
+    victim = guarded(np.zeros(16, np.float32), "after")
+    ctypes.c_char.from_address(victim.ctypes.data + victim.nbytes).value  # noqa: B018
+
+
 def run_guarded_dense(cpu: str, where: Side) -> None:
     """Run dense layers from bits to bits."""
     isa = detect_isa(cpu_target(cpu).tvm_target)
@@ -82,8 +87,7 @@ def run_guarded_dense(cpu: str, where: Side) -> None:
 def run_guarded(cpu: str, side: str) -> None:
     """Run planes, expansion and counting of several layers; a stray access kills the process."""
     if side == "provoke":
-        victim = guarded(np.zeros(16, np.float32), "after")
-        ctypes.c_char.from_address(victim.ctypes.data + victim.nbytes).value  # noqa: B018
+        _provoke()
         return
     where: Side = "before" if side == "before" else "after"
     run_guarded_dense(cpu, where)
@@ -145,6 +149,7 @@ def run_guarded(cpu: str, side: str) -> None:
             inside(program.indices),
             inside(program.nodes),
         )
+        pooled_bits = np.zeros(conv_bits_shape(pool_reader, "bipolar"), np.uint64)
         kernels.run_in_place("planes", [inside(bits)], planes)
         kernels.run_in_place("expand", [inside(pack_node_vectors(layout, trees, program)), nodes], indices)
         first_rows = [program.first_rows] if geometry.groups > 1 else []
@@ -155,7 +160,6 @@ def run_guarded(cpu: str, side: str) -> None:
         arguments = [inside(array) for array in (*first_rows, *threshold_constants)]
         kernels.run_in_place("threshold", [planes, indices, nodes, *arguments], rows)
         kernels.run_in_place("rows", [rows], inside(np.zeros(conv_bits_shape(reader, "bipolar"), np.uint64)))
-        pooled_bits = np.zeros(conv_bits_shape(pool_reader, "bipolar"), np.uint64)
         kernels.run_in_place("pooled_rows", [rows, *map(inside, masks)], inside(pooled_bits))
         bits = inside(bits)
         arguments = [bits, *(inside(array) for array in (*popcount_constants, *parameters))]
