@@ -1,0 +1,55 @@
+"""Training of binary networks in PyTorch, for channel trees that cost little.
+
+    from bnn_compiler.train import BinaryConv2d, ChannelTreeLoss, export
+
+An optional part: ``pip install bnn-compiler[train]`` (docs/training.md says how to get PyTorch without CUDA).
+"""
+
+from __future__ import annotations
+
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as _error:
+    raise ImportError("bnn_compiler.train needs PyTorch: pip install 'bnn-compiler[train]'") from _error
+
+from .estimators import Estimator, sign
+from .export import export
+from .frozen import freeze
+from .layers import (
+    BinaryActivation,
+    BinaryConv2d,
+    BinaryLinear,
+    BinaryWeightConv2d,
+    binary_layers,
+    clip_latent_weights,
+)
+from .shorten import ShortenReport, shorten
+from .tied_weights import TiedWeights
+from .trainer import Trainer, TrainingError, TrainingOptions
+from .tree_loss import ChannelTreeLoss, PullOptions, cost_ratios, total_ratio
+from .tree_pull import TreeShape, Variant
+
+__all__ = [
+    "BinaryActivation",
+    "BinaryConv2d",
+    "BinaryLinear",
+    "BinaryWeightConv2d",
+    "ChannelTreeLoss",
+    "Estimator",
+    "PullOptions",
+    "ShortenReport",
+    "TiedWeights",
+    "Trainer",
+    "TrainingError",
+    "TrainingOptions",
+    "TreeShape",
+    "Variant",
+    "binary_layers",
+    "clip_latent_weights",
+    "cost_ratios",
+    "export",
+    "freeze",
+    "shorten",
+    "sign",
+    "total_ratio",
+]

@@ -1,0 +1,198 @@
+"""A training loop that can be interrupted, and stops where numbers break.
+
+Adam, a cosine schedule of the learning rate by epochs, latent weights clipped after each step; from epoch ``hold_from``
+on the trees are held (``TiedWeights``), shortened before if asked for, and the pull ends. A checkpoint is written after
+each epoch and holds all that the rest depends on, so a run that is interrupted and resumed gives the same network, bit
+for bit, on a CPU with deterministic algorithms and the same number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bnn_compiler.errors import BnncError, UsageError
+
+from .checkpoint import load_checkpoint, save_checkpoint
+from .layers import binary_layers, clip_latent_weights
+from .non_finite import first_non_finite
+from .shorten import shorten
+from .tied_weights import TiedWeights
+from .tree_loss import ChannelTreeLoss
+from .tree_pull import TreeShape
+
+Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
+Loss = Callable[[Tensor, Tensor], Tensor]
+Progress = Callable[[int, int, float], None]
+
+
+class TrainingError(BnncError):
+    """Training cannot go on: a loss or a gradient is not finite. The text names the step and the layer."""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How long and how fast; a checkpoint is only continued under the same options.
+
+    Attributes:
+        epochs: passes over the data.
+        learning_rate: of Adam, at the start; it falls to 0 as a cosine, by epochs.
+        hold_from: first epoch (from 1) in which the trees are held, or None.
+        hold_ratio: cost ratio that ``shorten`` brings every layer to before its tree is held, or None.
+    """
+
+    epochs: int
+    learning_rate: float = 2e-3
+    hold_from: int | None = None
+    hold_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.epochs < 1:
+            raise UsageError(f"epochs is {self.epochs}: one at least is needed")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise UsageError(f"learning_rate is {self.learning_rate}: it must be positive")
+        if self.hold_from is not None and not 1 <= self.hold_from <= self.epochs:
+            raise UsageError(f"hold_from is {self.hold_from}: it must be an epoch, 1 to {self.epochs}")
+        if self.hold_ratio is not None and self.hold_from is None:
+            raise UsageError("hold_ratio needs hold_from, the epoch in which it is reached")
+
+
+class Trainer:
+    """Trains a model with binary layers.
+
+    ``batches(epoch)`` gives the inputs and targets of an epoch (from 1) and must give the same each time it is asked
+    for that epoch: seed a generator with the epoch's number.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        options: TrainingOptions,
+        *,
+        tree_loss: ChannelTreeLoss | None = None,
+        tree: TreeShape | None = None,
+        loss: Loss = functional.cross_entropy,
+        checkpoint: Path | None = None,
+    ) -> None:
+        """``checkpoint``: written after each epoch; ``tree``: of the trees that are held.
+
+        Raises:
+            UsageError: the model has no binary layer.
+        """
+        binary_layers(model)
+        self.model, self.options, self.checkpoint = model, options, checkpoint
+        self._batches, self._tree_loss, self._tree, self._loss = batches, tree_loss, tree, loss
+        self._optimiser = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
+        self._tied: TiedWeights | None = None
+        self.epoch, self.step = 0, 0
+        self.losses: list[float] = []
+
+    def run(self, progress: Progress | None = None) -> list[float]:
+        """Train to the last epoch and return each epoch's mean loss, without the penalty.
+
+        ``progress`` is called after each step with the epoch, the step (of all) and the step's loss.
+
+        Raises:
+            TrainingError: a loss or gradient is NaN or infinite; the checkpoint of the last good epoch stays.
+        """
+        while self.epoch < self.options.epochs:
+            self._train_epoch(self.epoch + 1, progress or (lambda _epoch, _step, _loss: None))
+            self.epoch += 1
+            if self.checkpoint is not None:
+                save_checkpoint(self.checkpoint, self._state())
+        return self.losses
+
+    def resume(self) -> None:
+        """Continue where the checkpoint was written.
+
+        Raises:
+            ArtifactError: there is none, or it is damaged.
+            UsageError: it is of another model or of other options.
+        """
+        if self.checkpoint is None:
+            raise UsageError("there is no checkpoint to resume from: name one")
+        state = load_checkpoint(self.checkpoint)
+        for key, here in self._identity().items():
+            if state[key] != here:
+                raise UsageError(f"{self.checkpoint} was written with {key} {state[key]}, this run has {here}")
+        self.model.load_state_dict(state["model"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        if self._tree_loss is not None:
+            self._tree_loss.load_state_dict(state["tree_loss"])
+        if state["tied"] is not None:
+            self._tied = TiedWeights.of_state(self.model, state["tied"])
+        torch.set_rng_state(state["random"])
+        self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
+
+    def _train_epoch(self, epoch: int, progress: Progress) -> None:
+        options = self.options
+        if options.hold_from is not None and epoch >= options.hold_from and self._tied is None:
+            if options.hold_ratio is not None:
+                shorten(self.model, options.hold_ratio, self._tree)
+            self._tied = TiedWeights(self.model, self._tree)
+        for group in self._optimiser.param_groups:
+            group["lr"] = options.learning_rate * (0.5 + 0.5 * math.cos(math.pi * (epoch - 1) / options.epochs))
+        self.model.train()
+        total, count = 0.0, 0
+        for inputs, targets in self._batches(epoch):
+            value = self._train_step(inputs, targets)
+            total, count = total + value * len(targets), count + len(targets)
+            progress(epoch, self.step, value)
+        if count == 0:
+            raise UsageError(f"epoch {epoch} has no batches")
+        self.losses.append(total / count)
+
+    def _train_step(self, inputs: Tensor, targets: Tensor) -> float:
+        self.step += 1
+        loss = self._loss(self.model(inputs), targets)
+        self._check(loss, "loss", inputs)
+        penalty = self._tree_loss() if self._tree_loss is not None and self._tied is None else None
+        self._optimiser.zero_grad()
+        (loss if penalty is None else loss + penalty).backward()
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                self._check(parameter.grad, f"gradient of {name}", inputs)
+        if self._tied is not None:
+            self._tied.tie_gradients()
+        self._optimiser.step()
+        clip_latent_weights(self.model)
+        if self._tied is not None:
+            self._tied.tie_weights()
+        return float(loss.detach())
+
+    def _check(self, value: Tensor, what: str, inputs: Tensor) -> None:
+        if torch.isfinite(value).all():
+            return
+        where = first_non_finite(self.model, lambda: self.model(inputs))
+        kept = ""
+        if self.checkpoint is not None and self.epoch:
+            kept = f"; the checkpoint of epoch {self.epoch} is kept: {self.checkpoint}"
+        raise TrainingError(f"step {self.step}: the {what} is not finite; it begins in {where}{kept}")
+
+    def _identity(self) -> dict[str, Any]:
+        shapes = {name: list(value.shape) for name, value in self.model.state_dict().items()}
+        tree_loss = self._tree_loss
+        pull = None if tree_loss is None else {"weight": tree_loss.weight, **asdict(tree_loss.options)}
+        return {"options": asdict(self.options), "tree loss": pull, "shapes": shapes}
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            **self._identity(),
+            "model": self.model.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "tree_loss": None if self._tree_loss is None else self._tree_loss.state_dict(),
+            "tied": None if self._tied is None else self._tied.state_dict(),
+            "random": torch.get_rng_state(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "losses": self.losses,
+        }
