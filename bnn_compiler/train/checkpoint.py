@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ArtifactError: the file is missing, damaged or of another format.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        data = path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise ArtifactError(f"{path}: not a training checkpoint, or a damaged one") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ArtifactError(f"{path}: a checkpoint of another format; this version reads format {FORMAT}")
