@@ -41,22 +41,22 @@ class ClutteredNet(nn.Module):
 
 
 class Epochs:
-    """Shuffled batches of a split, the order drawn from the seed and the epoch's number."""
+    """Shuffled batches of a part of a split, drawn from the seed and the epoch's number."""
 
-    def __init__(self, split: Split, seed: int) -> None:
-        """Keep the split as tensors."""
+    def __init__(self, split: Split, seed: int, images: int) -> None:
+        """``images``: of the split that are seen in an epoch."""
         self.images, self.labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
-        self.seed = seed
+        self.seed, self.count = seed, images
 
     @property
     def steps(self) -> int:
         """Batches per epoch."""
-        return -(-len(self.images) // BATCH)
+        return -(-self.count // BATCH)
 
     def __call__(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch."""
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(self.seed * 10_000 + epoch))
-        for batch in order.split(BATCH):
+        for batch in order[: self.count].split(BATCH):
             yield self.images[batch].contiguous(memory_format=torch.channels_last), self.labels[batch]
 
 
