@@ -1,7 +1,7 @@
 """Cluttered digits: scikit-learn's handwritten digits over fragments of other digits, seeded.
 
-An image is 28x28, float32 in [0, 1]. One whole digit (1.7 to 2.4 times its 8x8 pixels, turned by up to 25 degrees, at
-any place where it fits, of random contrast) lies over four to eight dimmer fragments of other digits, each half a digit
+An image is 28x28, float32 in [0, 1]. One whole digit (2 to 2.6 times its 8x8 pixels, turned by up to 20 degrees, at
+any place where it fits, of random contrast) lies over three to six dimmer fragments of other digits, each half a digit
 or less. Train and test images are made from disjoint sets of originals.
 """
 
@@ -55,14 +55,14 @@ def _make(originals: Images, labels: Labels, count: int, random: np.random.Gener
 
 def _image(originals: Images, index: int, random: np.random.Generator) -> Images:
     canvas = np.zeros((SIZE, SIZE), np.float32)
-    for _ in range(int(random.integers(4, 9))):
+    for _ in range(int(random.integers(3, 7))):
         other = originals[int(random.integers(len(originals)))].copy()
         # A fragment: a window of 3 to 5 rows and columns of the original.
         height, width = random.integers(3, 6, 2)
         top, left = random.integers(0, ORIGINAL - height + 1), random.integers(0, ORIGINAL - width + 1)
         mask = np.zeros_like(other)
         mask[top : top + height, left : left + width] = 1
-        _paste(canvas, other * mask, random, contrast=(0.3, 0.7), inside=False)
+        _paste(canvas, other * mask, random, contrast=(0.25, 0.6), inside=False)
     _paste(canvas, originals[index], random, contrast=(0.6, 1.0), inside=True)
     return canvas
 
@@ -71,8 +71,8 @@ def _paste(
     canvas: Images, original: Images, random: np.random.Generator, *, contrast: tuple[float, float], inside: bool
 ) -> None:
     """Lay ``original`` over ``canvas``, scaled, turned and placed at random; what is brighter stays."""
-    scale = random.uniform(1.7, 2.4)
-    angle = np.deg2rad(random.uniform(-25, 25))
+    scale = random.uniform(2.0, 2.6)
+    angle = np.deg2rad(random.uniform(-20, 20))
     radius = scale * ORIGINAL / 2 if inside else 0.0
     centre = random.uniform(radius, SIZE - 1 - radius, 2)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bnn_compiler.train import BinaryConv2d
 
-BATCH = 64
+BATCH = 32
 
 
 class ClutteredNet(nn.Module):
