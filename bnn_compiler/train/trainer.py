@@ -45,7 +45,7 @@ class TrainingOptions:
         epochs: passes over the data.
         learning_rate: of Adam, at the start; it falls to 0 as a cosine, by epochs.
         hold_from: first epoch (from 1) in which the trees are held, or None.
-        hold_ratio: cost ratio that ``shorten`` brings every layer to before its tree is held, or None.
+        hold_ratio: cost ratio of all trees together that ``shorten`` reaches before they are held, or None.
     """
 
     epochs: int
@@ -137,7 +137,7 @@ class Trainer:
         options = self.options
         if options.hold_from is not None and epoch >= options.hold_from and self._tied is None:
             if options.hold_ratio is not None:
-                shorten(self.model, options.hold_ratio, self._tree)
+                shorten(self.model, options.hold_ratio, self._tree, together=True)
             self._tied = TiedWeights(self.model, self._tree)
         for group in self._optimiser.param_groups:
             group["lr"] = options.learning_rate * (0.5 + 0.5 * math.cos(math.pi * (epoch - 1) / options.epochs))

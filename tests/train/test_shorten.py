@@ -70,6 +70,17 @@ def test_several_layers_and_groups() -> None:
     assert shorten(model, 0.2, TREE, layers=["2"])[0].name == "2"
 
 
+def test_together_flips_where_it_is_cheapest() -> None:
+    """A layer whose signs training hardly holds gives more, however large its weights are as numbers."""
+    model = torch.nn.Sequential(BinaryConv2d(16, 16, 3), BinaryConv2d(16, 16, 3))
+    with torch.no_grad():
+        model[0].weight.copy_(100 * (torch.sign(model[0].weight) + 0.01 * model[0].weight))  # all held alike
+        model[1].weight.pow_(5)  # most of them hardly
+    first, second = shorten(model, 0.2, TREE, together=True)
+    assert (first.ratio_after + second.ratio_after) / 2 <= 0.2 < first.ratio_after
+    assert second.ratio_after < 0.2 and second.flipped > first.flipped
+
+
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -1.0, float("nan")])
 def test_impossible_ratios_are_refused(ratio: float) -> None:
     with pytest.raises(UsageError, match="between 0 and 1"):
