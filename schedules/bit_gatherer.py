@@ -22,9 +22,7 @@ from bnn_compiler.schedules.kernel_builder import (
     typed,
     workspace,
 )
-from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, planes, words_per
-
-HALF_BITS = WORD_BITS // 2
+from bnn_compiler.schedules.popcount import HALF_BITS, WORD_BITS, Alphabet, planes, words_per
 
 
 def can_read_bits(reader: ConvGeometry) -> bool:

@@ -28,6 +28,7 @@ from .float_tile import (
     register_tile,
     scratch,
     serial,
+    shared,
     tile_shapes,
     whole,
 )
@@ -40,6 +41,8 @@ _MIN_CHANNELS_TO_COPY_COLUMNS = 4
 _MAX_BLOCK_BYTES = 256 * 1024
 # Above this, columns stream from L2, about two cycles a vector.
 _COLUMNS_IN_L1_BYTES = 24 * 1024
+# Groups are shared in at most so many parts, each of which begins with an empty border.
+_GROUP_PARTS = 8
 # Short loops that start and end once per block.
 _BLOCK_CYCLES = 1000
 
@@ -200,11 +203,16 @@ def conv_kernel(plan: ConvPlan, spatial_rank: int = 2) -> tirx.PrimFunc:
                 T.writes()
                 planes = layout.allocate()
                 acc = scratch("acc", (plan.channel_tiles * plan.tile.rows, layout.block_vectors * plan.lanes))
-                layout.fill_border(planes, 0.0)
-                with serial(g.batch) as n, serial(g.groups) as group:
-                    layout.copy_interior(data, planes, n, group * g.group_in_channels, spatial_rank)
-                    with serial(layout.blocks) as block:
-                        _multiply(plan, _Buffers(planes, weight, acc), group, block)
-                        channels = g.group_out_channels
-                        layout.store(acc, out, n, group * channels, channels, block, lambda value, _y, _x: value)
+                # Threads share the images of a batch, or an image's groups, or the blocks of a group.
+                cycles = plan.cycles() * g.groups
+                parts = next(parts for parts in range(_GROUP_PARTS, 0, -1) if g.groups % parts == 0)
+                with shared(g.batch, g.batch * cycles) as n, shared(parts, 0 if g.batch > 1 else cycles) as part:
+                    layout.fill_border(planes, 0.0)
+                    with serial(g.groups // parts) as own:
+                        group = part * (g.groups // parts) + own
+                        layout.copy_interior(data, planes, n, group * g.group_in_channels, spatial_rank)
+                        with shared(layout.blocks, 0 if g.batch * parts > 1 else cycles) as block:
+                            _multiply(plan, _Buffers(planes, weight, acc), group, block)
+                            channels = g.group_out_channels
+                            layout.store(acc, out, n, group * channels, channels, block, lambda value, _y, _x: value)
         return builder.get()

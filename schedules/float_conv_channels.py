@@ -30,6 +30,7 @@ from .float_tile import (
     register_tile,
     scratch,
     serial,
+    shared,
     whole,
 )
 from .float_transpose import flat, transposed
@@ -55,21 +56,33 @@ def channel_conv_kernel(plan: ChannelConvPlan, spatial_rank: int = 2) -> tirx.Pr
                 # Whole squares are transposed: beyond the last pixel there is something to read and to write.
                 squares = -(-plan.block_pixels // plan.lanes) * plan.lanes
                 pixels = plan.block_rows * plan.walk.out_width
-                rows = scratch("rows", (plan.channel_tiles if plan.kept_rows else 1, max(pixels, squares), plan.width))
+                rows = scratch("rows", (1, max(pixels, squares), plan.width))
                 pooled = None if plan.pool is None else scratch("pooled", (1, squares, plan.width))
                 # An odd number of cache lines from channel to channel spreads a square over the cache's sets.
                 turned = scratch("turned", (plan.width, (-(-squares // 16) | 1) * 16))
-                with serial(g.batch) as n:
+                cycles = plan.cycles()
+                with shared(g.batch, g.batch * cycles) as n:
                     if padded is not None:
                         _pad(plan, data, padded, n)
-                    if plan.kept_rows:
-                        _keep_between_blocks(plan, rows, n)
-                    with serial(plan.blocks) as block, serial(plan.channel_tiles) as channels:
+
+                    def tile(block: Any, channels: Any, n: Any = n) -> None:
                         _multiply(plan, data if padded is None else padded, weight, rows, (n, block, channels))
                         if pooled is not None:
                             _pool(plan, rows, pooled, block, channels)
                         _transpose(plan, rows if pooled is None else pooled, turned)
                         _store(plan, turned, out, (n, block, channels))
+
+                    # Threads share the images of a batch, or else what an image's outer loop goes over.
+                    rest = 0 if g.batch > 1 else cycles
+                    if plan.blocks_outside:
+                        with shared(plan.blocks, rest) as block, serial(plan.channel_tiles) as channels:
+                            tile(block, channels)
+                    else:
+                        with shared(plan.channel_tiles, rest) as channels:
+                            if plan.kept_rows:
+                                _keep_between_blocks(plan, rows, n, channels)
+                            with serial(plan.blocks) as block:
+                                tile(block, channels)
         return builder.get()
 
 
@@ -99,13 +112,14 @@ def _pad(plan: ChannelConvPlan, data: Any, padded: Any, n: Any) -> None:
             zeros(index((g.height + top) * pitch), bottom * pitch)
 
 
-def _keep_between_blocks(plan: ChannelConvPlan, rows: Any, n: Any) -> None:
+def _keep_between_blocks(plan: ChannelConvPlan, rows: Any, n: Any, channels: Any) -> None:
     """Emit a sblock that touches ``rows`` outside of the loop over blocks.
 
     TVM allocates a buffer in the innermost loop that has all uses of it, and lets others share its memory there.
     """
     with T.sblock("rows"):
         axis(plan.geometry.batch, n)
+        axis(plan.channel_tiles, channels)
         T.reads()
         T.writes(rows[whole(rows)])
         zeros = tirx.Broadcast(tirx.const(0, DTYPE), plan.lanes)
@@ -160,7 +174,7 @@ def _multiply(plan: ChannelConvPlan, source: Any, weight: Any, rows: Any, at: tu
 
                 def store(pixel: int, vector: int, value: Any) -> None:
                     lane = index(vector * lanes)
-                    T.buffer_store(rows, value, [_kept(plan, vc), slot + x + pixel, ramp(lane, lanes)])
+                    T.buffer_store(rows, value, [index(0), slot + x + pixel, ramp(lane, lanes)])
 
                 # Channels innermost: LLVM unrolls short loops, and taps along a row share inputs, which it would keep
                 # in registers that the accumulators need.
@@ -173,11 +187,6 @@ def _multiply(plan: ChannelConvPlan, source: Any, weight: Any, rows: Any, at: tu
                 tile_at(index(full * plan.tile.rows), TileShape(rest, plan.tile.vectors))
 
 
-def _kept(plan: ChannelConvPlan, channel_tile: Any) -> Any:
-    """Where the rows of a channel tile are: each has its own where some are kept from block to block."""
-    return channel_tile if plan.kept_rows else index(0)
-
-
 def _pool(plan: ChannelConvPlan, rows: Any, pooled: Any, block: Any, channels: Any) -> None:
     """Emit the sblock of maxima pooled[pixel, channel].
 
@@ -186,8 +195,8 @@ def _pool(plan: ChannelConvPlan, rows: Any, pooled: Any, block: Any, channels: A
     p, lanes = plan.pool, plan.lanes
     assert p is not None
     with T.sblock("pool"):
-        vb, vc = axis(plan.blocks, block), axis(plan.channel_tiles, channels)
-        kept = _kept(plan, vc)
+        vb = axis(plan.blocks, block)
+        axis(plan.channel_tiles, channels)
         T.reads(rows[whole(rows)])
         T.writes(pooled[whole(pooled)], rows[whole(rows)])
         origin = _first_row(plan, vb)
@@ -202,14 +211,14 @@ def _pool(plan: ChannelConvPlan, rows: Any, pooled: Any, block: Any, channels: A
             for lane in (index(vector * lanes) for vector in range(plan.tile.vectors)):
                 best: Any = None
                 for pixel in pixels:
-                    value = rows.vload([kept, pixel, lane], f"{DTYPE}x{lanes}")
+                    value = rows.vload([index(0), pixel, lane], f"{DTYPE}x{lanes}")
                     best = value if best is None else T.Bind(tirx.max(best, value))
                 T.buffer_store(pooled, best, [index(0), row * p.out_width + x, ramp(lane, lanes)])
         with serial(plan.kept_rows * p.width) as pixel:
             for lane in (index(vector * lanes) for vector in range(plan.tile.vectors)):
                 last = (plan.rows_per_block * p.strides[0]) * p.width + pixel
                 T.buffer_store(
-                    rows, rows.vload([kept, last, lane], f"{DTYPE}x{lanes}"), [kept, pixel, ramp(lane, lanes)]
+                    rows, rows.vload([index(0), last, lane], f"{DTYPE}x{lanes}"), [index(0), pixel, ramp(lane, lanes)]
                 )
 
 

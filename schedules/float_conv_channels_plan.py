@@ -66,6 +66,14 @@ class ChannelConvPlan:
         return (self.channel_tiles, self.taps, self.width)
 
     @property
+    def blocks_outside(self) -> bool:
+        """Whether a block's rows are computed for all channels before the next block, or a channel tile's blocks.
+
+        Rows that are kept from block to block belong to one tile.
+        """
+        return self.kept_rows == 0 and (self.blocks >= 4 or self.channel_tiles == 1)
+
+    @property
     def result(self) -> tuple[int, int]:
         """Rows and columns of the result, as they are walked."""
         shape = self.walk if self.pool is None else self.pool

@@ -27,6 +27,7 @@ from .float_tile import (
     register_tile,
     scratch,
     serial,
+    shared,
     tile_shapes,
     whole,
 )
@@ -96,7 +97,7 @@ def gemm_kernel(plan: GemmPlan) -> tirx.PrimFunc:
                 T.writes()
                 panel = None if plan.weight_is_packed else scratch("panel", (plan.k, plan.width))
                 acc = scratch("acc", (plan.m, plan.width))
-                with serial(plan.column_tiles) as column:
+                with shared(plan.column_tiles, plan.cycles()) as column:
                     if panel is not None:
                         _pack_panel(plan, w, panel, column)
                     _multiply(plan, x, w, panel, acc, column)

@@ -19,7 +19,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from .float_planes import Planes, nchw, vector_store
-from .float_tile import DTYPE, axis, index, parameter, ramp, registers, scratch, serial, whole
+from .float_tile import DTYPE, axis, index, parameter, ramp, registers, scratch, serial, shared, whole
 from .float_transpose import flat
 from .geometry import ConvGeometry, windows_hold_pixels
 
@@ -29,6 +29,7 @@ PoolKind = Literal["max", "average"]
 _MAX_TAPS = 25
 # Vectors in flight per tap: enough to hide latency, few enough for 16 registers.
 _VECTORS = 4
+_CYCLES_PER_VECTOR = 3
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ class PoolPlan:
             and (inside or (self.kind == "max" and windows_hold_pixels(g)))
             and last - first >= self.lanes // 4
         )
+
+    def cycles(self) -> int:
+        """Estimated cycles of one image: a few per vector that is read or written."""
+        g = self.geometry
+        pixels = g.height * g.width + g.out_height * g.out_width
+        return _CYCLES_PER_VECTOR * g.in_channels * pixels // self.lanes
 
     @property
     def planes(self) -> Planes:
@@ -106,12 +113,15 @@ def pool_kernel(plan: PoolPlan) -> tirx.PrimFunc:
                 T.reads()
                 T.writes()
                 if plan.reads_image:
+                    # Threads share the images of a batch, or an image's channels.
+                    cycles = plan.cycles()
+                    images, image = (g.batch * cycles, 0) if g.batch > 1 else (0, cycles)
                     # Results without gaps between rows, as of planes of their size that are read pixel by pixel.
                     results = replace(g, height=g.out_height, width=g.out_width)
                     pixels = replace(results, kernel=(1, 1), strides=(1, 1), pads=(0, 0, 0, 0))
                     layout = Planes(pixels, 1, plan.lanes, g.out_height)
                     acc = scratch("acc", (1, g.out_height * g.out_width))
-                    with serial(g.batch) as n, serial(g.in_channels) as c:
+                    with shared(g.batch, images) as n, shared(g.in_channels, image) as c:
                         _combine_rows(plan, data, acc, n, c)
                         layout.store(acc, out, n, c, 1, index(0), finish)
                 else:

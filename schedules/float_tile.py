@@ -35,6 +35,20 @@ def serial(extent: int) -> AbstractContextManager[Expr]:
     return T.serial(index(0), index(extent))  # type: ignore[no-any-return]
 
 
+# Work that is worth being shared by several threads, in cycles: starting those costs one to three microseconds.
+_SHARED_CYCLES = 40_000
+
+
+def shared(extent: int, cycles: float) -> AbstractContextManager[Expr]:
+    """A loop whose iterations the threads of the call share if the whole takes enough ``cycles``.
+
+    Buffers that are used in the loop alone belong to one iteration (TVM allocates them in there).
+    """
+    if extent < 2 or cycles < _SHARED_CYCLES:
+        return serial(extent)
+    return T.parallel(index(0), index(extent))  # type: ignore[no-any-return]
+
+
 def axis(extent: int, binding: Expr) -> Expr:
     """A spatial block axis."""
     return T.axis.spatial(index(extent), binding)

@@ -50,6 +50,7 @@ OutDtype = Literal["float32", "int32"]
 Operand = Callable[[int, Index, int], Expr]
 
 WORD_BITS = 64
+HALF_BITS = WORD_BITS // 2
 
 
 def planes(alphabet: Alphabet) -> int:

@@ -16,8 +16,9 @@ any code whose 0 is not the activation 0 (``zero`` of ``popcount``), with zero·
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,7 @@ from bnn_compiler.schedules.kernel_builder import (
     join,
     load,
     minimum,
+    parallel,
     register,
     serial,
     splat,
@@ -48,6 +50,7 @@ from bnn_compiler.schedules.kernel_builder import (
 )
 from bnn_compiler.schedules.pack_weights import pack_conv_weights
 from bnn_compiler.schedules.popcount import (
+    HALF_BITS,
     Alphabet,
     OutDtype,
     PopcountTile,
@@ -113,7 +116,9 @@ def popcount_conv2d(
     arguments.append(Argument("output", shape, out_dtype))
     kernel_shape = "x".join(map(str, geometry.kernel))
     name = f"popcount_conv2d_{kernel_shape}_{alphabet}_{isa.name}"
-    return build_kernel(name, name, arguments, lambda buffers: ConvEmitter(plan, buffers, out_dtype).emit())
+    return build_kernel(
+        name, name, arguments, lambda buffers: emit_images([plan], lambda: ConvEmitter(plan, buffers, out_dtype))
+    )
 
 
 def product_arguments(plan: PopcountPlan, *, has_scale: bool, has_bias: bool) -> list[Argument]:
@@ -131,6 +136,25 @@ def product_arguments(plan: PopcountPlan, *, has_scale: bool, has_bias: bool) ->
     return [*arguments, *(Argument(name, channels, "float32") for name, is_there in parameters if is_there)]
 
 
+class ImageEmitter(Protocol):
+    """Emits what a kernel does with one image; its scratch memory is made with it."""
+
+    def emit_image(self, image: Expr) -> None:
+        """All statements for ``image``."""
+
+
+def emit_images(plans: Sequence[PopcountPlan], emitter_of: Callable[[], ImageEmitter]) -> None:
+    """Loop over the images of a kernel of convolutions ``plans``; threads may share them."""
+    batch = plans[0].geometry.batch
+    if any(plan.shared == "images" for plan in plans):
+        with parallel(batch) as image:
+            emitter_of().emit_image(image)
+        return
+    emitter = emitter_of()
+    with serial(batch) as image:
+        emitter.emit_image(image)
+
+
 class ConvEmitter:
     """Emits the loops of one convolution; ``results`` is what becomes of a register tile."""
 
@@ -143,32 +167,52 @@ class ConvEmitter:
         band_pixels = plan.band_rows * plan.geometry.out_width
         vectors = min(self.unit.tile[0], -(-band_pixels // lanes))
         self.tile_shape = (vectors, min(self.unit.tile[1], plan.geometry.group_out_channels))
-        self.tile = PopcountTile(self.unit, *self.tile_shape, plan.weight_depth, code_bits(plan.alphabet))
         self.band_pixels = band_pixels
-        self.columns = buffers["bits"] if plan.is_pointwise else workspace(plan.depth * plan.column_stride, "uint64")
-        self.spill = register(lanes, out_dtype)
+        #: The first of the output's channels that the convolution computes.
+        self.first_output = 0
+        if plan.shared != "bands":
+            self._make_columns()
+            if plan.shared != "channels":
+                self._make_registers()
 
-    def emit(self) -> None:
-        """Loop over images."""
-        with serial(self.plan.geometry.batch) as image:
-            self.emit_image(image)
+    def _make_columns(self) -> None:
+        """Where a band's im2col is."""
+        plan, bits = self.plan, self.buffers["bits"]
+        self.columns = bits if plan.is_pointwise else workspace(plan.depth * plan.column_stride, "uint64")
+
+    def _make_registers(self) -> None:
+        """What one thread works with."""
+        plan = self.plan
+        self.tile = PopcountTile(self.unit, *self.tile_shape, plan.weight_depth, code_bits(plan.alphabet))
+        self.spill = register(self.unit.lanes, self.out_dtype)
 
     def emit_image(self, image: Expr) -> None:
         """Loop over groups and bands; the results of some pixels come twice."""
         plan = self.plan
+        if plan.shared == "bands":
+            with parallel(plan.bands) as band:
+                self._make_columns()
+                self._make_registers()
+                with serial(plan.geometry.groups) as group:
+                    self._band(image, group, band)
+        else:
+            with serial(plan.geometry.groups) as group, serial(plan.bands) as band:
+                self._band(image, group, band)
+
+    def _band(self, image: Expr, group: Expr, band: Expr) -> None:
+        plan = self.plan
         geometry = plan.geometry
-        with serial(geometry.groups) as group, serial(plan.bands) as band:
-            plane = image * geometry.groups + group
-            first_row = band * plan.band_rows
-            if plan.bands * plan.band_rows > geometry.out_height:
-                last = geometry.out_height - plan.band_rows
-                first_row = bind(minimum(first_row, last))
-            if plan.is_pointwise:
-                column_start = plane * (plan.words * plan.pixels)
-            else:
-                column_start = 0
-                self._gather_columns(plane, first_row)
-            self._multiply(image, group, column_start, first_row * geometry.out_width)
+        plane = image * geometry.groups + group
+        first_row = band * plan.band_rows
+        if plan.bands * plan.band_rows > geometry.out_height:
+            last = geometry.out_height - plan.band_rows
+            first_row = bind(minimum(first_row, last))
+        if plan.is_pointwise:
+            column_start = plane * (plan.words * plan.pixels)
+        else:
+            column_start = 0
+            self._gather_columns(plane, first_row)
+        self._multiply(image, group, column_start, first_row * geometry.out_width)
 
     def _gather_columns(self, plane: Expr, first_row: Expr) -> None:
         """columns[word, ky, kx][pixel] of one band; rows are copied in vectors that may overlap."""
@@ -200,32 +244,58 @@ class ConvEmitter:
 
     def _multiply(self, image: Expr, group: Expr, column_start: Index, first_pixel: Expr) -> None:
         """Tiles of pixels outside, channels inside: a tile's columns stay in L1."""
-        lanes = self.unit.lanes
-        vectors = self.tile_shape[0]
+        lanes, vectors = self.unit.lanes, self.tile_shape[0]
+        channels = self.plan.geometry.group_out_channels
         if self.band_pixels < lanes:
-            self._channels(image, group, column_start, first_pixel, [0], self.band_pixels)
-            return
-        full, rest = tile_starts(self.band_pixels, lanes, vectors)
-        with serial(full) as tile:
+            full, rest, valid = 0, [0], self.band_pixels
+        else:
+            full, rest = tile_starts(self.band_pixels, lanes, vectors)
+            valid = lanes
+
+        def pixels(tile: Expr, first_channel: Index, count: int) -> None:
             first = tile * (vectors * lanes)
             offsets = [vector * lanes for vector in range(vectors)]
-            self._channels(image, group, column_start + first, first_pixel + first, offsets, lanes)
-        if rest:
-            self._channels(image, group, column_start, first_pixel, rest, lanes)
+            start = group * channels + first_channel
+            self._channels(image, start, count, column_start + first, first_pixel + first, offsets, lanes)
+
+        def pixels_behind(first_channel: Index, count: int) -> None:
+            if rest:
+                start = group * channels + first_channel
+                self._channels(image, start, count, column_start, first_pixel, rest, valid)
+
+        if self.plan.shared != "channels":
+            with serial(full) as tile:
+                pixels(tile, 0, channels)
+            pixels_behind(0, channels)
+            return
+        # No two threads may set bits of the same word: each takes whole half words of channels.
+        shared = HALF_BITS if channels % HALF_BITS == 0 and self.first_output % HALF_BITS == 0 else channels
+        with parallel(channels // shared) as task:
+            self._make_registers()
+            first_channel = bind(task * shared)
+            with serial(full) as tile:
+                pixels(tile, first_channel, shared)
+            pixels_behind(first_channel, shared)
 
     def _channels(
-        self, image: Expr, group: Expr, column_start: Index, first_pixel: Expr, offsets: list[int], valid: int
+        self,
+        image: Expr,
+        first_channel: Expr,
+        channels: int,
+        column_start: Index,
+        first_pixel: Expr,
+        offsets: list[int],
+        valid: int,
     ) -> None:
-        """All channels of a group, for the vectors of pixels at ``offsets`` from ``first_pixel``."""
-        channels = self.plan.geometry.group_out_channels
+        """``channels`` channels of a group, for the vectors of pixels at ``offsets`` from ``first_pixel``."""
         rows = self.tile_shape[1]
         block = partial(
             self._block, image, column_start=column_start, first_pixel=first_pixel, offsets=offsets, valid=valid
         )
         with serial(channels // rows) as index:
-            block(group * channels + index * rows, rows)
+            block(first_channel + index * rows, rows)
         if channels % rows:
-            block(group * channels + channels // rows * rows, channels % rows)
+            block(first_channel + channels // rows * rows, channels % rows)
 
     def _block(
         self,

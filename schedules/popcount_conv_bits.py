@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 
-from bnn_compiler.schedules.bit_gatherer import HALF_BITS, BitGatherer, can_read_bits
+from bnn_compiler.schedules.bit_gatherer import BitGatherer, can_read_bits
 from bnn_compiler.schedules.bit_pool import ActivationWriter, check_handover, pool_arguments
 from bnn_compiler.schedules.border_classes import has_border_correction
 from bnn_compiler.schedules.feature_bits import FeatureWriter, flat_reader
@@ -31,8 +31,8 @@ from bnn_compiler.schedules.kernel_builder import (
     load,
     splat,
 )
-from bnn_compiler.schedules.popcount import Alphabet, code_step, common_offset, default_zero
-from bnn_compiler.schedules.popcount_conv import ConvEmitter, product_arguments
+from bnn_compiler.schedules.popcount import HALF_BITS, Alphabet, code_step, common_offset, default_zero
+from bnn_compiler.schedules.popcount_conv import ConvEmitter, emit_images, product_arguments
 from bnn_compiler.schedules.popcount_conv_plan import PopcountPlan, conv_bits_shape
 from bnn_compiler.schedules.popcount_dense import dense_bits_shape
 
@@ -93,15 +93,15 @@ def popcount_conv2d_bits(
     kernel_shape = "x".join(map(str, geometry.kernel))
     name = f"popcount_conv2d_bits_{kernel_shape}_{alphabet}_{isa.name}"
 
-    def emit(buffers: Mapping[str, Buffer]) -> None:
+    def emitter(buffers: Mapping[str, Buffer]) -> _BitsEmitter:
         writer = (
             FeatureWriter(flat, pool, buffers["output"], buffers)
             if reader is None
             else ActivationWriter(reader, pool, buffers)
         )
-        _BitsEmitter(plan, reader or flat, writer, pad_bit, buffers).emit()
+        return _BitsEmitter(plan, reader or flat, writer, pad_bit, buffers)
 
-    return build_kernel(name, name, arguments, emit)
+    return build_kernel(name, name, arguments, lambda buffers: emit_images([plan], lambda: emitter(buffers)))
 
 
 class _BitsEmitter(ConvEmitter):

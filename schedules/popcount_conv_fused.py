@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from tvm import tirx
 
-from bnn_compiler.schedules.bit_gatherer import HALF_BITS, BitGatherer, can_read_bits
+from bnn_compiler.schedules.bit_gatherer import BitGatherer, can_read_bits
 from bnn_compiler.schedules.bit_pool import ActivationWriter
 from bnn_compiler.schedules.bit_rule_emitter import BitRuleEmitter
 from bnn_compiler.schedules.border_classes import has_border_correction
@@ -30,13 +30,12 @@ from bnn_compiler.schedules.kernel_builder import (
     bind,
     build_kernel,
     constant,
-    serial,
     splat,
 )
 from bnn_compiler.schedules.output_chain import Chain, ChainEmitter, chain_arguments
 from bnn_compiler.schedules.pack_rule import PackRule
-from bnn_compiler.schedules.popcount import Alphabet, default_zero, has_offset_per_channel, store_leading
-from bnn_compiler.schedules.popcount_conv import ConvEmitter, product_arguments
+from bnn_compiler.schedules.popcount import HALF_BITS, Alphabet, default_zero, has_offset_per_channel, store_leading
+from bnn_compiler.schedules.popcount_conv import ConvEmitter, emit_images, product_arguments
 from bnn_compiler.schedules.popcount_conv_plan import PopcountPlan, conv_bits_shape
 
 _RULE_PREFIX = "reader_"
@@ -119,34 +118,46 @@ def popcount_conv2d_fused(
     kernel_shape = "x".join(map(str, parts[0].geometry.kernel))
     results = "_and_".join(["floats"] * gives_floats + ["bits"] * (reader is not None))
     name = f"popcount_conv2d_{kernel_shape}_{parts[0].alphabet}_to_{results}_{isa.name}"
-    return build_kernel(name, name, arguments, lambda buffers: _emit(parts, plans, reader, shape, buffers))
+    return build_kernel(
+        name,
+        name,
+        arguments,
+        lambda buffers: emit_images(plans, lambda: _PartsEmitter(parts, plans, reader, shape, buffers)),
+    )
 
 
 def _prefix(part: int) -> str:
     return f"part{part}_"
 
 
-def _emit(
-    parts: Sequence[FusedPart],
-    plans: Sequence[PopcountPlan],
-    reader: BitReader | None,
-    shape: tuple[int, int, int, int],
-    buffers: Mapping[str, Buffer],
-) -> None:
-    sink = None if reader is None else _BitSink(reader, shape[1], plans[0], buffers)
-    emitters, first_channel = [], 0
-    for i, (part, plan) in enumerate(zip(parts, plans, strict=True)):
-        prefix = _prefix(i)
-        own = {name.removeprefix(prefix): buffer for name, buffer in buffers.items() if name.startswith(prefix)}
-        emitters.append(_PartEmitter(part.chain, plan, own, buffers.get("output"), sink, first_channel, shape[1]))
-        first_channel += part.geometry.out_channels
-    with serial(shape[0]) as image:
-        if sink is not None:
-            sink.bits.clear()
-        for emitter in emitters:
-            emitter.emit_image(image)
-        if sink is not None:
-            sink.bits.finish(image)
+class _PartsEmitter:
+    """All parts, one after the other."""
+
+    def __init__(
+        self,
+        parts: Sequence[FusedPart],
+        plans: Sequence[PopcountPlan],
+        reader: BitReader | None,
+        shape: tuple[int, int, int, int],
+        buffers: Mapping[str, Buffer],
+    ) -> None:
+        self.sink = None if reader is None else _BitSink(reader, shape[1], plans[0], buffers)
+        self.parts, first_channel = [], 0
+        for i, (part, plan) in enumerate(zip(parts, plans, strict=True)):
+            prefix = _prefix(i)
+            own = {name.removeprefix(prefix): buffer for name, buffer in buffers.items() if name.startswith(prefix)}
+            output = buffers.get("output")
+            self.parts.append(_PartEmitter(part.chain, plan, own, output, self.sink, first_channel, shape[1]))
+            first_channel += part.geometry.out_channels
+
+    def emit_image(self, image: Expr) -> None:
+        """The parts' results, then their bits."""
+        if self.sink is not None:
+            self.sink.bits.clear()
+        for part in self.parts:
+            part.emit_image(image)
+        if self.sink is not None:
+            self.sink.bits.finish(image)
 
 
 class _BitSink:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from bnn_compiler.schedules.border_classes import border_classes
 from bnn_compiler.schedules.geometry import ConvGeometry
@@ -14,6 +15,12 @@ from bnn_compiler.schedules.popcount import Alphabet, code_bits, planes, words_p
 _BAND_BYTES = 128 * 1024
 #: Tables of border corrections are padded to vectors of this many entries.
 TABLE_ALIGN = 16
+#: Words that are worth being counted by several threads: starting them costs one to three microseconds, and a core with
+#: VPOPCNTQ counts these in about eight.
+_SHARED_WORDS = 1 << 18
+#: Into so many bands of at least so many pixels an image is cut for them: fewer do not fill whole tiles.
+_SHARED_BANDS = (4, 2)
+_SHARED_PIXELS = 384
 
 
 def conv_bits_shape(geometry: ConvGeometry, alphabet: Alphabet) -> tuple[int, ...]:
@@ -81,12 +88,38 @@ class PopcountPlan:
         if self.is_pointwise:
             return height
         fitting = max(_BAND_BYTES // (self.depth * width * 8), -(-self.unit.lanes // width), 1)
+        if self._image_words >= _SHARED_WORDS:
+            for bands in _SHARED_BANDS:
+                rows = height // bands
+                if height % bands == 0 and rows <= fitting and rows * width >= _SHARED_PIXELS:
+                    return rows
         return -(-height // -(-height // fitting)) if fitting < height else height
 
     @property
     def bands(self) -> int:
         """Bands of output rows per image and group."""
         return -(-self.geometry.out_height // self.band_rows)
+
+    @property
+    def shared(self) -> Literal["images", "bands", "channels", None]:
+        """What threads share: the images of a batch, an image's bands, a band's channels, or nothing.
+
+        With bands a thread works on rows of the image from the layer before to the layer behind, which stay in its
+        caches; where a result's bits are gathered, bands that overlap would race for the same words.
+        """
+        geometry = self.geometry
+        if self._image_words * geometry.batch < _SHARED_WORDS:
+            return None
+        if geometry.batch > 1:
+            return "images"
+        if self.bands > 1 and geometry.out_height % self.band_rows == 0:
+            return "bands"
+        return "channels" if self._image_words >= _SHARED_WORDS * self.bands else None
+
+    @property
+    def _image_words(self) -> int:
+        """Words of activation that are counted in an image."""
+        return self.depth * self.pixels * self.geometry.out_channels
 
     @property
     def column_stride(self) -> int:

@@ -28,11 +28,10 @@ from bnn_compiler.schedules.kernel_builder import (
     typed,
 )
 from bnn_compiler.schedules.pack_rule import PackRule
-from bnn_compiler.schedules.popcount import WORD_BITS, planes
+from bnn_compiler.schedules.popcount import HALF_BITS, planes
 
 #: Vectors of elements side by side: whole cache lines of every row, and the loop's bookkeeping shared.
 _TILE_VECTORS = 4
-_HALF_BITS = WORD_BITS // 2
 
 
 class WordPacker:
@@ -100,8 +99,8 @@ class WordPacker:
             for masks in self._masks:
                 for plane in masks:
                     store(plane[half], 0, constant(0, "uint32", lanes), lanes)
-            with serial(max(0, min(_HALF_BITS, count - half * _HALF_BITS))) as step:
-                row = step + half * _HALF_BITS
+            with serial(max(0, min(HALF_BITS, count - half * HALF_BITS))) as step:
+                row = step + half * HALF_BITS
                 bit = bind(splat(tirx.const(1, "uint32") << step.astype("uint32"), lanes))
                 x, parameter = bind(row_at(row)), parameter_at(row)
                 for start, masks in zip(starts, self._masks, strict=False):
@@ -112,5 +111,5 @@ class WordPacker:
         wide = typed("uint64", lanes)
         for start, masks in zip(starts, self._masks, strict=False):
             for plane_index, (low, high) in enumerate(masks):
-                upper = load(high, 0, lanes).astype(wide) << constant(_HALF_BITS, "uint64", lanes)
+                upper = load(high, 0, lanes).astype(wide) << constant(HALF_BITS, "uint64", lanes)
                 store_words(plane_index, start, upper | load(low, 0, lanes).astype(wide))
