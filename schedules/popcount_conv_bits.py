@@ -32,7 +32,8 @@ from bnn_compiler.schedules.kernel_builder import (
     splat,
 )
 from bnn_compiler.schedules.popcount import HALF_BITS, Alphabet, code_step, common_offset, default_zero
-from bnn_compiler.schedules.popcount_conv import ConvEmitter, emit_images, product_arguments
+from bnn_compiler.schedules.popcount_conv import product_arguments
+from bnn_compiler.schedules.popcount_conv_emitter import ConvEmitter, emit_images
 from bnn_compiler.schedules.popcount_conv_plan import PopcountPlan, conv_bits_shape
 from bnn_compiler.schedules.popcount_dense import dense_bits_shape
 

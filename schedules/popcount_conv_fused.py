@@ -35,7 +35,8 @@ from bnn_compiler.schedules.kernel_builder import (
 from bnn_compiler.schedules.output_chain import Chain, ChainEmitter, chain_arguments
 from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount import HALF_BITS, Alphabet, default_zero, has_offset_per_channel, store_leading
-from bnn_compiler.schedules.popcount_conv import ConvEmitter, emit_images, product_arguments
+from bnn_compiler.schedules.popcount_conv import product_arguments
+from bnn_compiler.schedules.popcount_conv_emitter import ConvEmitter, emit_images
 from bnn_compiler.schedules.popcount_conv_plan import PopcountPlan, conv_bits_shape
 
 _RULE_PREFIX = "reader_"
