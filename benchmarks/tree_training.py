@@ -150,6 +150,22 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def compiled_library(checkpoint: Path, algorithm: str) -> Path:
+    """The library of a trained network, compiled now or by an earlier call."""
+    library = checkpoint.with_suffix(f".{algorithm}.so")
+    if library.exists() and library.stat().st_mtime > checkpoint.stat().st_mtime:
+        return library
+    model = ClutteredNet()
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+    onnx_path = checkpoint.with_suffix(".onnx")
+    export(model, onnx_path, torch.zeros(1, *ClutteredNet.input_shape), dynamic_batch=False)
+    compiled = bnn_compiler.compile_model(onnx_path, algorithm=algorithm)
+    names = [layer["name"].split("/")[0] for layer in compiled.report["layers"] if "function" in layer]
+    assert names == list(binary_layers(model)), names
+    compiled.export(library)
+    return library
+
+
 def latency(options: argparse.Namespace) -> None:
     """Time the binary layers of all networks of seed 0, in turn."""
     calls: list[Callable[[], object]] = []
@@ -161,22 +177,15 @@ def latency(options: argparse.Namespace) -> None:
         for name, layer in binary_layers(ClutteredNet()).items()
     }
     for path in sorted(options.folder.glob("*-0.pt")):
-        model = ClutteredNet()
-        model.load_state_dict(torch.load(path, weights_only=True)["model"])
-        onnx_path = path.with_suffix(".onnx")
-        export(model, onnx_path, torch.zeros(1, *ClutteredNet.input_shape), dynamic_batch=False)
         for algorithm in ("bitsliced", "auto"):
-            compiled = bnn_compiler.compile_model(onnx_path, algorithm=algorithm)
-            library = path.with_suffix(f".{algorithm}.so")
-            compiled.export(library)
-            network = bnn_compiler.load(library)
+            network = bnn_compiler.load(compiled_library(path, algorithm))
             labels.append([path.stem[:-2], algorithm, "network"])
             calls.append(partial(network.run, {"input": x}))
-            for layer in compiled.report["layers"]:
-                name = layer["name"].split("/")[0]
-                if name in values:
-                    labels.append([path.stem[:-2], algorithm, name])
-                    calls.append(partial(network.run_function, layer["function"], [values[name]]))
+            for index, (name, value) in enumerate(values.items()):
+                labels.append([path.stem[:-2], algorithm, name])
+                calls.append(partial(network.run_function, f"layer_{index}", [value]))
+    if not calls:
+        raise SystemExit(f"{options.folder}: no trained network of seed 0; run first")
     with options.csv.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "kernels", "layer", "microseconds"])

@@ -119,7 +119,7 @@ def test_inspect_tells_the_same_of_model_and_library(bnnc: Bnnc, digits: Path, l
     model, compiled = (json.loads(bnnc("inspect", path, "--json").out) for path in (digits, library))
     assert model["layers"] == compiled["layers"]
     text = bnnc("inspect", library).out
-    assert "node_Conv_49" in text and "weights_not_two_valued" in text and "popcount_conv2d" in text
+    assert "conv1/Conv" in text and "weights_not_two_valued" in text and "popcount_conv2d" in text
     assert all(line == line.rstrip() for line in text.splitlines())
 
 
@@ -149,7 +149,7 @@ def test_bench(bnnc: Bnnc, digits: Path, tmp_path: Path) -> None:
     outcome = bnnc("bench", digits, "--rounds", "3", "--no-verify", "--json", "bench.json")
     assert outcome.status == 0 and "whole network" in outcome.out
     bench = json.loads((tmp_path / "bench.json").read_text())
-    assert [layer["name"] for layer in bench["layers"]] == ["node_Conv_49", "node_Conv_50", "node_linear"]
+    assert [layer["name"] for layer in bench["layers"]] == ["conv1/Conv", "conv2/Conv", "dense/Gemm"]
     for timing in (bench["network"], *bench["layers"]):
         assert 0 < timing["bnnc_us_min"] <= timing["bnnc_us_median"]
         assert timing["speedup"] == pytest.approx(timing["onnxruntime_us_min"] / timing["bnnc_us_min"], rel=0.01)
@@ -165,7 +165,7 @@ def test_bench_says_where_the_time_goes(bnnc: Bnnc, digits: Path, tmp_path: Path
     assert sum(profile["shares"].values()) == pytest.approx(1)
     assert profile["onnxruntime"]["run_us"] > 0 and profile["peaks"]["float_gmacs_per_second"] > 0
     page = (tmp_path / "bench.html").read_text(encoding="utf-8")
-    assert page.startswith("<!DOCTYPE html>") and "node_Conv_49" in page and "<svg" in page
+    assert page.startswith("<!DOCTYPE html>") and "conv1/Conv" in page and "<svg" in page
 
 
 def test_inspect_profiles_a_library(bnnc: Bnnc, library: Path, digits: Path, tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_failures_leave_no_artifact(bnnc: Bnnc, digits: Path, tmp_path: Path, mo
 
     monkeypatch.setattr(CompiledNetwork, "run_function", wrong)
     outcome = bnnc("compile", digits, "--report", "report.json")
-    assert_refused(outcome, 1, "digits.onnx: verification failed: layer 'node_Conv_50' differs", "1 of 2048 values")
+    assert_refused(outcome, 1, "digits.onnx: verification failed: layer 'conv2/Conv' differs", "1 of 2048 values")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,7 +1,8 @@
 """A training loop that can be interrupted, and stops where numbers break.
 
 Adam, a cosine schedule of the learning rate by epochs, latent weights clipped after each step; from epoch ``hold_from``
-on the trees are held (``TiedWeights``), shortened before if asked for, and the pull ends. A checkpoint is written after
+on the trees are held (``TiedWeights``), shortened before if asked for, and the
+pull ends unless ``pull_held``. A checkpoint is written after
 each epoch and holds all that the rest depends on, so a run that is interrupted and resumed gives the same network, bit
 for bit, on a CPU with deterministic algorithms and the same number of threads.
 """
@@ -46,12 +47,14 @@ class TrainingOptions:
         learning_rate: of Adam, at the start; it falls to 0 as a cosine, by epochs.
         hold_from: first epoch (from 1) in which the trees are held, or None.
         hold_ratio: cost ratio of all trees together that ``shorten`` reaches before they are held, or None.
+        pull_held: pull while the trees are held, too; else the pull ends there.
     """
 
     epochs: int
     learning_rate: float = 2e-3
     hold_from: int | None = None
     hold_ratio: float | None = None
+    pull_held: bool = False
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -155,7 +158,8 @@ class Trainer:
         self.step += 1
         loss = self._loss(self.model(inputs), targets)
         self._check(loss, "loss", inputs)
-        penalty = self._tree_loss() if self._tree_loss is not None and self._tied is None else None
+        pulled = self._tree_loss is not None and (self._tied is None or self.options.pull_held)
+        penalty = self._tree_loss() if self._tree_loss is not None and pulled else None
         self._optimiser.zero_grad()
         (loss if penalty is None else loss + penalty).backward()
         for name, parameter in self.model.named_parameters():

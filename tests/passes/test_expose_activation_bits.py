@@ -62,9 +62,9 @@ def test_main_is_as_it_was(lowered: tvm.IRModule) -> None:
 
 
 def test_bits_are_the_signs_of_the_tensors(imported: ImportedModel, compiled: CompiledNetwork) -> None:
-    """Against ONNX Runtime's own Sign nodes, unpacked here: word bits are channels, inside a ring of padding."""
+    """Against ONNX Runtime's own signs, unpacked here: word bits are channels, inside a ring of padding."""
     feeds = sample_feeds(imported.inputs, 0, 0)
-    signs = [node.output[0] for node in imported.onnx_model.graph.node if node.op_type == "Sign"]
+    signs = [node.output[0] for node in imported.onnx_model.graph.node if node.op_type == "Where"]
     values = Reference(expose(imported.onnx_model, signs), optimise=False).run(feeds)
     bits = compiled.activation_bits(feeds)
     assert list(bits) == ["layer_0", "layer_1", "layer_2"]

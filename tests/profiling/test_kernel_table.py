@@ -21,13 +21,14 @@ def table_of(model: Path | onnx.ModelProto, algorithm: str = "popcount") -> list
 
 def test_each_kernel_of_the_example_has_its_nodes(digits: Path) -> None:
     table = [(entry["kind"], entry["layer"], entry["nodes"]) for entry in table_of(digits)]
-    norm, sign = "node__native_batch_norm_legit_no_training_1__0", "node_sign_1"
-    first, conv = "node_Conv_49", "node_Conv_50"
-    assert ("float", "node_Conv_48", ["node_Conv_48"]) in table
+    first, conv = "conv1/Conv", "conv2/Conv"
+    sign = ["conv1.activation/GreaterOrEqual", "conv1.activation/Where"]
+    path = ["norm2/BatchNormalization", "conv2.activation/GreaterOrEqual", "conv2.activation/Where", conv, "conv2/Mul"]
+    assert ("float", "norm1/Conv", ["norm1/Conv"]) in table
     assert ("glue", first, []) in table  # its activations are packed
-    assert ("binary", first, ["node_sign", first]) in table
+    assert ("binary", first, [*sign, first]) in table
     [nodes] = [nodes for kind, layer, nodes in table if kind == "binary" and layer == conv]
-    assert nodes[-3:] == [norm, sign, conv]
+    assert nodes[-5:] == path
 
 
 @pytest.mark.parametrize("algorithm", ["popcount", "bitsliced", "float"])
