@@ -36,12 +36,12 @@ def schedule_elementwise(function: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     for block in _blocks(schedule):
         if _is_epilogue(schedule, block):
             schedule.unannotate(block, EPILOGUE_ATTR)
-            inner = schedule.get_loops(block)[-1]
+            loops, axes = schedule.get_loops(block), schedule.get(block).iter_vars
             # A loop with more in it than the store is the kernel's own. A result of one column is no vector, though
-            # the tile is: TVM's vectoriser fails on a let in such a loop (sigmoid of one logit).
-            columns = schedule.get(block).iter_vars[-1].dom.extent
-            if isinstance(schedule.get(inner).body, SBlockRealize) and int(columns) > 1:
-                schedule.annotate(inner, _VECTORIZE_ATTR, lanes)
+            # the tile is: TVM's vectoriser fails on a let in such a loop (sigmoid of one logit). A whole tensor reduced
+            # to one number has no loop.
+            if loops and isinstance(schedule.get(loops[-1]).body, SBlockRealize) and int(axes[-1].dom.extent) > 1:
+                schedule.annotate(loops[-1], _VECTORIZE_ATTR, lanes)
         else:
             _schedule_block(schedule, block, lanes)
     scheduled = schedule.mod["main"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,15 @@ def test_mean_over_image(shape: tuple[int, ...], keep: int, cpu: str) -> None:
 def test_extremes_are_exact(op: str, length: int) -> None:
     layer = Layer((node(op, "x", axes=[-1]),), normal((3, length)), {})
     assert np.array_equal(layer.run(FLOAT_CPUS[0]), layer.reference())
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+@pytest.mark.parametrize("shape", [(80,), (1, 1), (3, 33), (1, 1, 5, 7)])
+def test_whole_tensors(shape: tuple[int, ...], keep: int) -> None:
+    """No loop is left around the result and what is fused with it."""
+    reduction = node("ReduceMean", "x", "m", axes=list(range(len(shape))), keepdims=keep)
+    layer = Layer((reduction, node("Abs", "m")), normal(shape), {})
+    assert_sums_close(layer, FLOAT_CPUS[0], math.prod(shape) + 1)
 
 
 def test_mean_of_magnitudes_over_channels() -> None:
