@@ -44,82 +44,102 @@ from bnn_compiler.train.tree_pull import TreeShape, solve_fast
 
 TRAIN_IMAGES, TEST_IMAGES = 12_000, 4_000
 IMAGES_PER_EPOCH = 4_000
-EPOCHS = 16
 LEARNING_RATE = 2e-3
 ROUNDS = 30
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to train.
+    """One way to train; parts are fractions of the run's epochs.
 
-    ``weight`` is λ; trees are held in the last epochs from ``hold_from`` on, shortened to ``hold_ratio`` before if
-    given. ``start`` names the method whose result training starts from, for ``epochs`` more.
+    ``weight`` is λ. Trees are held from the part ``hold`` on (0: from the first epoch), shortened to ``ratio`` before
+    if given, epoch by epoch until the part ``until`` if given. ``start`` names the method whose result training starts
+    from, for ``part`` of its epochs more, at a learning rate times ``rate``.
     """
 
     weight: float = 0.0
     variant: Variant = "synthetic"
-    hold_from: int | None = None
-    hold_ratio: float | None = None
     depth_weight: float = 0.0
-    epochs: int = EPOCHS
+    hold: float | None = None
+    ratio: float | None = None
+    until: float | None = None
+    pull_held: bool = False
     start: str | None = None
-    learning_rate: float = LEARNING_RATE
+    part: float = 1.0
+    rate: float = 1.0
+
+    def options(self, epochs: int) -> TrainingOptions:
+        """The trainer's options for a run of so many epochs."""
+        epochs = int(self.part * epochs)
+        hold = None if self.hold is None else 1 + int(self.hold * (epochs - 1))
+        until = None if self.until is None or hold is None else max(hold, int(self.until * epochs))
+        return TrainingOptions(epochs, self.rate * LEARNING_RATE, hold, self.ratio, until, self.pull_held)
 
 
 METHODS = {
     "none": Method(),
+    # λ alone, and the trees held in the last quarter, so that weights settle.
+    "pull-0.0005": Method(0.0005, hold=0.75),
+    "pull-0.001": Method(0.001, hold=0.75),
+    "pull-0.002": Method(0.002, hold=0.75),
+    "pull-0.004": Method(0.004, hold=0.75),
+    "edges-0.001": Method(0.001, "edges", hold=0.75),
+    "centres-0.001": Method(0.001, "centres", hold=0.75),
+    "deep-0.001": Method(0.001, depth_weight=1.0, hold=0.75),
+    # Trees held from early on and shortened as training goes.
+    "gradual-0.12": Method(hold=0.2, ratio=0.12, until=0.75),
+    "gradual-0.07": Method(hold=0.2, ratio=0.07, until=0.75),
+    # Both.
+    "pull-gradual-0.12": Method(0.001, hold=0.2, ratio=0.12, until=0.75, pull_held=True),
+    "pull-gradual-0.07": Method(0.001, hold=0.2, ratio=0.07, until=0.75, pull_held=True),
+    # A trained network, shortened, with a fifth of the training more.
+    "shorten-0.18": Method(hold=0.0, ratio=0.18, start="none", part=0.2, rate=0.5),
 }
 
 #: The methods that differ in λ alone.
-LAMBDA_SWEEP = ("none",)
+LAMBDA_SWEEP = ("none", "pull-0.0005", "pull-0.001", "pull-0.002", "pull-0.004")
 
-COLUMNS = ["method", "lambda", "variant", "hold_ratio", "depth_weight", "seed", "epochs", "accuracy", "ratio", "depth"]
+COLUMNS = ["method", "lambda", "seed", "width", "epochs", "accuracy", "ratio", "depth"]
 LAYER_COLUMNS = ["ratio_conv1", "ratio_conv2", "ratio_conv3"]
 
 
-def train(name: str, method: Method, seed: int, data: tuple[Split, Split], folder: Path) -> dict[str, Any]:
+def train(name: str, seed: int, data: tuple[Split, Split], width: int, all_epochs: int, folder: Path) -> dict[str, Any]:
     """Train one network, continuing from its checkpoint if there is one, and measure it."""
+    method = METHODS[name]
     torch.manual_seed(seed)
-    model = ClutteredNet()
+    model = ClutteredNet(width)
     if method.start is not None:
-        model.load_state_dict(torch.load(folder / f"{method.start}-{seed}.pt", weights_only=True)["model"])
+        begun = folder / f"{method.start}-{seed}.pt"
+        if not begun.exists():
+            raise SystemExit(f"{name} continues {method.start}, and {begun} is not there: run that first")
+        model.load_state_dict(torch.load(begun, weights_only=True)["model"])
     epochs = Epochs(data[0], seed + 1000 * (method.start is not None), IMAGES_PER_EPOCH)
+    options = method.options(all_epochs)
     pull = PullOptions(
         variant=method.variant,
-        warm_up=2 * epochs.steps,
+        warm_up=epochs.steps * max(1, all_epochs // 8),
         solve_every=-(-epochs.steps // 2),
         depth_weight=method.depth_weight,
     )
-    trainer = Trainer(
-        model,
-        epochs,
-        TrainingOptions(method.epochs, method.learning_rate, method.hold_from, method.hold_ratio),
-        tree_loss=ChannelTreeLoss(model, method.weight, pull) if method.weight else None,
-        checkpoint=folder / f"{name}-{seed}.pt",
-    )
-    if trainer.checkpoint is not None and trainer.checkpoint.exists():
+    checkpoint = folder / f"{name}-{seed}.pt"
+    tree_loss = ChannelTreeLoss(model, method.weight, pull) if method.weight else None
+    trainer = Trainer(model, epochs, options, tree_loss=tree_loss, checkpoint=checkpoint)
+    if checkpoint.exists():
         trainer.resume()
     with Progress() as bar:
-        task = bar.add_task(f"{name}, seed {seed}", total=method.epochs * epochs.steps, completed=trainer.step)
+        task = bar.add_task(f"{name}, seed {seed}", total=options.epochs * epochs.steps, completed=trainer.step)
         trainer.run(lambda _epoch, step, _loss: bar.update(task, completed=step))
     ratios = cost_ratios(model)
-    depth = max(
-        solve_fast(signs, TreeShape()).depth
-        for layer in binary_layers(model).values()
-        for signs in sign_matrices(layer)
-    )
+    signs = [group for layer in binary_layers(model).values() for group in sign_matrices(layer)]
     return {
         "method": name,
         "lambda": method.weight,
-        "variant": method.variant if method.weight else "",
-        "hold_ratio": method.hold_ratio or "",
-        "depth_weight": method.depth_weight,
         "seed": seed,
-        "epochs": method.epochs,
+        "width": width,
+        "epochs": options.epochs,
         "accuracy": round(accuracy(model, data[1]), 3),
         "ratio": round(total_ratio(model), 5),
-        "depth": depth,
+        "depth": max(solve_fast(group, TreeShape()).depth for group in signs),
         **{f"ratio_{layer}": round(ratio, 5) for layer, ratio in ratios.items()},
     }
 
@@ -134,7 +154,7 @@ def run(options: argparse.Namespace) -> None:
         for name in options.methods or METHODS:
             if (name, str(seed)) in done:
                 continue
-            row = train(name, METHODS[name], seed, data, options.folder)
+            row = train(name, seed, data, options.width, options.epochs, options.folder)
             fresh = not options.csv.exists()
             with options.csv.open("a", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, COLUMNS + LAYER_COLUMNS, lineterminator="\n")
@@ -150,13 +170,20 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def trained_network(checkpoint: Path) -> ClutteredNet:
+    """The network of a checkpoint."""
+    state = torch.load(checkpoint, weights_only=True)["model"]
+    model = ClutteredNet(len(state["stem.weight"]))
+    model.load_state_dict(state)
+    return model
+
+
 def compiled_library(checkpoint: Path, algorithm: str) -> Path:
     """The library of a trained network, compiled now or by an earlier call."""
     library = checkpoint.with_suffix(f".{algorithm}.so")
     if library.exists() and library.stat().st_mtime > checkpoint.stat().st_mtime:
         return library
-    model = ClutteredNet()
-    model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+    model = trained_network(checkpoint)
     onnx_path = checkpoint.with_suffix(".onnx")
     export(model, onnx_path, torch.zeros(1, *ClutteredNet.input_shape), dynamic_batch=False)
     compiled = bnn_compiler.compile_model(onnx_path, algorithm=algorithm)
@@ -172,11 +199,11 @@ def latency(options: argparse.Namespace) -> None:
     labels = []
     x = make_splits(1, 1)[1].images
     random = np.random.default_rng(0)
-    values = {
-        name: random.standard_normal((1, layer.weight.shape[1], 14, 14)).astype(np.float32)
-        for name, layer in binary_layers(ClutteredNet()).items()
-    }
     for path in sorted(options.folder.glob("*-0.pt")):
+        values = {
+            name: random.standard_normal((1, layer.weight.shape[1], 14, 14)).astype(np.float32)
+            for name, layer in binary_layers(trained_network(path)).items()
+        }
         for algorithm in ("bitsliced", "auto"):
             network = bnn_compiler.load(compiled_library(path, algorithm))
             labels.append([path.stem[:-2], algorithm, "network"])
@@ -235,6 +262,8 @@ def main() -> None:
     command.add_argument("--csv", type=Path, required=True)
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     command.add_argument("--methods", nargs="+", choices=list(METHODS))
+    command.add_argument("--epochs", type=int, default=16, help="of all methods but those that continue another")
+    command.add_argument("--width", type=int, default=64, help="channels of the first binary layer")
     command.set_defaults(call=run)
     command = commands.add_parser("latency")
     command.add_argument("--folder", type=Path, required=True)

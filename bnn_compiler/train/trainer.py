@@ -1,10 +1,9 @@
 """A training loop that can be interrupted, and stops where numbers break.
 
-Adam, a cosine schedule of the learning rate by epochs, latent weights clipped after each step; from epoch ``hold_from``
-on the trees are held (``TiedWeights``), shortened before if asked for, and the
-pull ends unless ``pull_held``. A checkpoint is written after
-each epoch and holds all that the rest depends on, so a run that is interrupted and resumed gives the same network, bit
-for bit, on a CPU with deterministic algorithms and the same number of threads.
+Adam, a cosine schedule of the learning rate by epochs, latent weights clipped after each step. From epoch ``hold_from``
+on the trees are held (``TiedWeights``), shortened before if asked for, at once or epoch by epoch, and the pull ends. A
+checkpoint is written after each epoch and holds all that the rest depends on, so a run that is interrupted and resumed
+gives the same network, bit for bit, on a CPU with deterministic algorithms and the same number of threads.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from .layers import binary_layers, clip_latent_weights
 from .non_finite import first_non_finite
 from .shorten import shorten
 from .tied_weights import TiedWeights
-from .tree_loss import ChannelTreeLoss
+from .tree_loss import ChannelTreeLoss, total_ratio
 from .tree_pull import TreeShape
 
 Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
@@ -47,6 +46,8 @@ class TrainingOptions:
         learning_rate: of Adam, at the start; it falls to 0 as a cosine, by epochs.
         hold_from: first epoch (from 1) in which the trees are held, or None.
         hold_ratio: cost ratio of all trees together that ``shorten`` reaches before they are held, or None.
+        hold_until: last epoch in which trees are shortened: at the start of each epoch from ``hold_from`` on, by equal
+            factors, as gradual pruning does (Zhu and Gupta, 2017); None shortens once.
         pull_held: pull while the trees are held, too; else the pull ends there.
     """
 
@@ -54,6 +55,7 @@ class TrainingOptions:
     learning_rate: float = 2e-3
     hold_from: int | None = None
     hold_ratio: float | None = None
+    hold_until: int | None = None
     pull_held: bool = False
 
     def __post_init__(self) -> None:
@@ -66,6 +68,13 @@ class TrainingOptions:
             raise UsageError(f"hold_from is {self.hold_from}: it must be an epoch, 1 to {self.epochs}")
         if self.hold_ratio is not None and self.hold_from is None:
             raise UsageError("hold_ratio needs hold_from, the epoch in which it is reached")
+        if self.hold_until is not None:
+            if self.hold_from is None or self.hold_ratio is None:
+                raise UsageError("hold_until needs hold_from and hold_ratio: when to begin, and where to end")
+            if not self.hold_from <= self.hold_until <= self.epochs:
+                raise UsageError(
+                    f"hold_until is {self.hold_until}: it must be an epoch, {self.hold_from} to {self.epochs}"
+                )
 
 
 class Trainer:
@@ -96,6 +105,7 @@ class Trainer:
         self._batches, self._tree_loss, self._tree, self._loss = batches, tree_loss, tree, loss
         self._optimiser = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
         self._tied: TiedWeights | None = None
+        self._ratio_before = 1.0
         self.epoch, self.step = 0, 0
         self.losses: list[float] = []
 
@@ -133,15 +143,14 @@ class Trainer:
             self._tree_loss.load_state_dict(state["tree_loss"])
         if state["tied"] is not None:
             self._tied = TiedWeights.of_state(self.model, state["tied"])
+        self._ratio_before = state["ratio_before"]
         torch.set_rng_state(state["random"])
         self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
 
     def _train_epoch(self, epoch: int, progress: Progress) -> None:
         options = self.options
-        if options.hold_from is not None and epoch >= options.hold_from and self._tied is None:
-            if options.hold_ratio is not None:
-                shorten(self.model, options.hold_ratio, self._tree, together=True)
-            self._tied = TiedWeights(self.model, self._tree)
+        if options.hold_from is not None and epoch >= options.hold_from:
+            self._hold(epoch - options.hold_from)
         for group in self._optimiser.param_groups:
             group["lr"] = options.learning_rate * (0.5 + 0.5 * math.cos(math.pi * (epoch - 1) / options.epochs))
         self.model.train()
@@ -153,6 +162,20 @@ class Trainer:
         if count == 0:
             raise UsageError(f"epoch {epoch} has no batches")
         self.losses.append(total / count)
+
+    def _hold(self, since: int) -> None:
+        """Shorten and tie, in the first epoch that holds the trees and in those that shorten them further."""
+        options = self.options
+        last = 0 if options.hold_until is None else options.hold_until - (options.hold_from or 0)
+        if since > last:
+            return
+        if options.hold_ratio is not None:
+            if since == 0:
+                self._ratio_before = max(options.hold_ratio, total_ratio(self.model, self._tree))
+            part = (since + 1) / (last + 1)
+            ratio = self._ratio_before ** (1 - part) * options.hold_ratio**part
+            shorten(self.model, ratio, self._tree, together=True)
+        self._tied = TiedWeights(self.model, self._tree)
 
     def _train_step(self, inputs: Tensor, targets: Tensor) -> float:
         self.step += 1
@@ -195,6 +218,7 @@ class Trainer:
             "optimiser": self._optimiser.state_dict(),
             "tree_loss": None if self._tree_loss is None else self._tree_loss.state_dict(),
             "tied": None if self._tied is None else self._tied.state_dict(),
+            "ratio_before": self._ratio_before,
             "random": torch.get_rng_state(),
             "epoch": self.epoch,
             "step": self.step,

@@ -44,7 +44,7 @@ def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield x, (x[:, 0, :3].mean(dim=(1, 2)) > x[:, 0, 3:].mean(dim=(1, 2))).long()
 
 
-OPTIONS = TrainingOptions(epochs=4, learning_rate=5e-3, hold_from=4, hold_ratio=0.2)
+OPTIONS = TrainingOptions(epochs=4, learning_rate=5e-3, hold_from=3, hold_ratio=0.2, hold_until=4, pull_held=True)
 PULL = PullOptions(warm_up=4, total=18, solve_every=5, schedule="linear")
 
 
@@ -90,6 +90,22 @@ def test_training_learns_and_holds_the_ratio() -> None:
     assert losses[-1] < 0.75 * losses[0]
     # A tree found anew may cost more than the one that was held, and roots are free to differ: by little.
     assert total_ratio(running.model) < 0.17
+
+
+def test_gradual_shortening_goes_by_equal_factors() -> None:
+    ratios = []
+    running = trainer(options=TrainingOptions(epochs=5, hold_from=2, hold_ratio=0.1, hold_until=4))
+    shape = running._tree
+    while running.epoch < 5:
+        before = total_ratio(running.model, shape)
+        running._train_epoch(running.epoch + 1, lambda _epoch, _step, _loss: None)
+        running.epoch += 1
+        ratios.append((before, total_ratio(running.model, shape)))
+    # Shortened at the start of epochs 2 to 4; while held, roots alone may cost more than they did.
+    start = ratios[1][0]
+    assert start > 0.25
+    for index, part in ((1, 1 / 3), (2, 2 / 3), (3, 1.0), (4, 1.0)):
+        assert ratios[index][1] < 1.1 * start ** (1 - part) * 0.1**part
 
 
 def test_nan_input_stops_with_step_and_layer_and_keeps_the_checkpoint(tmp_path: Path) -> None:
@@ -154,6 +170,10 @@ def test_wrong_options_are_refused() -> None:
         TrainingOptions(epochs=2, hold_from=3)
     with pytest.raises(UsageError, match="hold_ratio needs hold_from"):
         TrainingOptions(epochs=2, hold_ratio=0.1)
+    with pytest.raises(UsageError, match="hold_until needs hold_from and hold_ratio"):
+        TrainingOptions(epochs=2, hold_from=1, hold_until=2)
+    with pytest.raises(UsageError, match="hold_until is 1: it must be an epoch, 2 to 3"):
+        TrainingOptions(epochs=3, hold_from=2, hold_ratio=0.1, hold_until=1)
     with pytest.raises(UsageError, match="no binary layer"):
         Trainer(nn.Linear(1, 1), batches, TrainingOptions(epochs=1))
 
