@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 import onnx
 
@@ -34,26 +35,34 @@ def infer_shapes(model: onnx.ModelProto) -> None:
     """
     graph = model.graph
     graph.ClearField("value_info")
+    passed_on = _types_given(graph)
     for output in graph.output:
         tensor_type = output.type.tensor_type
         if any(not dim.HasField("dim_value") or dim.dim_value < 0 for dim in tensor_type.shape.dim):
             tensor_type.ClearField("shape")
+        source = passed_on.get(output.name)
+        if source is not None and not tensor_type.HasField("shape") and static_shape(source) is not None:
+            tensor_type.shape.CopyFrom(source.tensor_type.shape)
     try:
         inferred = onnx.shape_inference.infer_shapes(_skeleton(model), check_type=True, strict_mode=True)
     except Exception as error:  # the C++ side raises InferenceError, RuntimeError, ValueError, ...
         raise ModelError(f"shapes or types contradict each other: {inference_cause(error)}") from error
     graph.value_info.extend(inferred.graph.value_info)
-    _check_passed_on(graph)
+    _check_passed_on(graph, passed_on)
     for output, typed in zip(graph.output, inferred.graph.output, strict=True):
         output.CopyFrom(typed)
 
 
-def _check_passed_on(graph: onnx.GraphProto) -> None:
-    """An output that is an input or a constant is no node's, so that inference does not compare its declared type."""
+def _types_given(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
+    """The types of inputs and constants: of an output among them, inference finds no shape."""
     known = {info.name: info.type for info in graph.input}
-    known |= {
+    return known | {
         tensor.name: onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims) for tensor in graph.initializer
     }
+
+
+def _check_passed_on(graph: onnx.GraphProto, known: Mapping[str, onnx.TypeProto]) -> None:
+    """An output that is an input or a constant is no node's, so that inference does not compare its declared type."""
     for output in graph.output:
         source = known.get(output.name)
         if source is None:

@@ -53,6 +53,16 @@ def test_the_output_may_be_the_input() -> None:
     np.testing.assert_array_equal(run_relax(imported.module, [feed])[0], feed)
 
 
+@pytest.mark.parametrize("declared", ["float[]", "float[n,4]"])
+def test_an_output_of_no_declared_shape_that_is_an_input_or_a_constant(declared: str) -> None:
+    model = parse(f"""g (float[1,4] x) => ({declared} x, {declared} k, float[1,4] y)
+        <float[2,4] k = {{1, 2, 3, 4, 5, 6, 7, 8}}> {{ y = Abs(x) }}""")
+    for output in model.graph.output:
+        if declared == "float[]":
+            output.type.tensor_type.ClearField("shape")
+    assert [spec.shape for spec in import_onnx(model).outputs] == [(1, 4), (2, 4), (1, 4)]
+
+
 def test_dropout_that_is_not_a_pass_through() -> None:
     training = """g (float[2,3] x) => (float[2,3] y) <float r = {0.5}, bool t = {1}> { [d] y = Dropout(x, r, t) }"""
     with pytest.raises(UnsupportedOperatorError, match="'d' is in training mode"):
