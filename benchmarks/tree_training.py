@@ -89,6 +89,8 @@ METHODS = {
     # Trees held from early on and shortened as training goes.
     "gradual-0.12": Method(hold=0.2, ratio=0.12, until=0.75),
     "gradual-0.07": Method(hold=0.2, ratio=0.07, until=0.75),
+    "late-0.12": Method(hold=0.5, ratio=0.12, until=0.75),
+    "late-0.07": Method(hold=0.5, ratio=0.07, until=0.75),
     # Trees held from the first epoch: as random weights have them, pulled; and shortened, blindly.
     "pull-held-0.002": Method(0.002, hold=0.0, pull_held=True),
     "held-0.2": Method(hold=0.0, ratio=0.2),
@@ -97,7 +99,7 @@ METHODS = {
     "pull-gradual-0.12": Method(0.001, hold=0.2, ratio=0.12, until=0.75, pull_held=True),
     "pull-gradual-0.07": Method(0.001, hold=0.2, ratio=0.07, until=0.75, pull_held=True),
     # A trained network, shortened, with a fifth of the training more.
-    "shorten-0.18": Method(hold=0.0, ratio=0.18, start="none", part=0.2, rate=0.5),
+    "shorten-0.18": Method(hold=0.0, ratio=0.18, start="none", part=0.2, rate=0.25),
 }
 
 #: The methods that differ in λ alone.
