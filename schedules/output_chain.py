@@ -33,6 +33,7 @@ Operand = Literal["channel", "map"] | float | None
 
 _UNARY = ("relu",)
 _SUMS = ("add", "subtract")
+_SELECTIONS = ("prelu", "leaky_relu")
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,9 @@ class ChainEmitter:
                 value = _fence(value, lanes)
             operand = self._operand(i, step, parameters[i], index, lanes, valid)
             left, right = (operand, value) if step.swapped else (value, operand)
-            value = bind(_OPERATORS[step.operator](left, right, constant(0.0, "float32", lanes)))
+            value = _OPERATORS[step.operator](left, right, constant(0.0, "float32", lanes))
+            # TVM's analysis of integer ranges fails on a product of a selection of floats; it stops at a call.
+            value = bind(_fence(value, lanes) if step.operator in _SELECTIONS else value)
         return value
 
     def _operand(self, i: int, step: ChainStep, parameter: Expr, index: Index, lanes: int, valid: int) -> Expr:

@@ -48,7 +48,7 @@ def test_manifest_round_trip(library: Path) -> None:
     assert manifest["umlaut"] == "Schätzung"
     assert manifest["inputs"] == [{"name": "x", "shape": [1, 1024], "dtype": "float32"}]
     assert [entry["shape"] for entry in manifest["outputs"]] == [[10], [10], [1, 1024], [10]]
-    assert list(manifest["functions"]) == ["layer_0"]
+    assert list(manifest["functions"]) == ["layer_0", "main_by_kernel"]
     native = parse_target("native")
     assert manifest["target"]["text"] == native.text
     assert manifest["target"]["features"] == list(native.features)

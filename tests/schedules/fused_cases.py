@@ -27,6 +27,19 @@ CHAINS: dict[str, Chain] = {
         ChainStep("prelu", "channel"),
         ChainStep("add", "channel"),
     ),
+    "prelu-affine": (
+        ChainStep("prelu", "channel"),
+        ChainStep("multiply", "channel"),
+        ChainStep("leaky_relu", 0.1),
+        ChainStep("multiply", "map"),
+        ChainStep("add", "channel"),
+    ),
+    "relu6-affine": (
+        ChainStep("relu"),
+        ChainStep("minimum", 6.0),
+        ChainStep("multiply", "channel"),
+        ChainStep("subtract", "channel"),
+    ),
     "relu-affine-residual": (
         ChainStep("relu"),
         ChainStep("multiply", "channel"),

@@ -119,8 +119,9 @@ def test_parts_side_by_side(cpu: str) -> None:
     check(cpu, cases)
 
 
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "scale"])
 @pytest.mark.parametrize("cpu", ["znver4", "haswell"])
-def test_bitsliced_chains(cpu: str) -> None:
+def test_bitsliced_chains(cpu: str, has_bias: bool) -> None:
     """Every chain behind a bit-sliced convolution of one image, whose last block of pixels is partly real."""
     isa = runnable_isa(cpu)
     geometry, padding = GEOMETRIES["3x3"], PADDINGS["bipolar-zero"]
@@ -131,8 +132,9 @@ def test_bitsliced_chains(cpu: str) -> None:
     constants = bitsliced_conv2d_constants(layout, signs, zero_padded=padding.zero_padded)
     bits, z = random_layer(geometry, padding, signs, rng)
     scale, bias = rng.standard_normal((2, geometry.out_channels)).astype(np.float32)
-    y = epilogue_reference(z, scale.reshape(-1, 1, 1), bias.reshape(-1, 1, 1), fused=isa.fused_multiply_add)
-    options: dict[str, Any] = {"has_scale": True, "has_bias": True, "isa": isa}
+    shift = bias.reshape(-1, 1, 1) if has_bias else None
+    y = epilogue_reference(z, scale.reshape(-1, 1, 1), shift, fused=isa.fused_multiply_add)
+    options: dict[str, Any] = {"has_scale": True, "has_bias": has_bias, "isa": isa}
     kernels = {
         name: bitsliced_conv2d(layout, program, constants, chain=chain, **options) for name, chain in CHAINS.items()
     }
@@ -140,7 +142,7 @@ def test_bitsliced_chains(cpu: str) -> None:
     planes = compiled.run("planes", [bits], layout.shape, "uint64")
     for name, chain in CHAINS.items():
         operands, expected = chain_case(chain, y, rng)
-        arguments = [planes, program.indices, program.nodes, *constants, scale, bias, *operands]
+        arguments = [planes, program.indices, program.nodes, *constants, scale, *[bias][: int(has_bias)], *operands]
         np.testing.assert_array_equal(compiled.run(name, arguments, y.shape, "float32"), expected, err_msg=name)
     batch = make_layout(GEOMETRIES["pointwise"], padding.alphabet, isa)
     with pytest.raises(ValueError, match="one image"):
