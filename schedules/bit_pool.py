@@ -33,8 +33,9 @@ from bnn_compiler.schedules.kernel_builder import (
     tile_starts,
     workspace,
 )
+from bnn_compiler.schedules.pack_weights import pack_words
 from bnn_compiler.schedules.padding_ring import copy_into_ring
-from bnn_compiler.schedules.popcount import WORD_BITS, words_per
+from bnn_compiler.schedules.popcount import words_per
 
 #: The buffer with the masks of channels whose bits are joined by AND.
 MASKS = "pool_masks"
@@ -75,11 +76,8 @@ def pool_masks(reader: ConvGeometry, joined_by_and: NDArray[np.bool_]) -> tuple[
     """The masks of channels bool [C], or nothing where all are joined by OR."""
     if not joined_by_and.any():
         return ()
-    words = words_per(reader.group_in_channels)
-    bits = np.zeros((reader.groups, words * WORD_BITS), np.uint64)
-    bits[:, : reader.group_in_channels] = joined_by_and.reshape(reader.groups, -1)
-    weights = np.uint64(1) << np.arange(WORD_BITS, dtype=np.uint64)
-    return (np.bitwise_or.reduce(bits.reshape(-1, WORD_BITS) * weights, axis=1),)
+    groups = joined_by_and.reshape(reader.groups, reader.group_in_channels)
+    return (pack_words(groups, words_per(reader.group_in_channels)).reshape(-1),)
 
 
 class ActivationWriter:

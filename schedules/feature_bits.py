@@ -23,9 +23,7 @@ from bnn_compiler.schedules.kernel_builder import (
     typed,
     workspace,
 )
-from bnn_compiler.schedules.popcount import WORD_BITS, words_per
-
-_HALF_BITS = WORD_BITS // 2
+from bnn_compiler.schedules.popcount import HALF_BITS, WORD_BITS, words_per
 
 
 def flat_reader(writer: ConvGeometry) -> ConvGeometry:
@@ -90,12 +88,12 @@ class FeaturePacker:
         def pack_words(word: Index) -> None:
             for half, bits in enumerate(self._halves):
                 store(bits, 0, constant(0, "uint32", lanes), lanes)
-                with serial(_HALF_BITS) as step:
-                    found = load(source, start + (half * _HALF_BITS + step) * self.words + word, lanes)
+                with serial(HALF_BITS) as step:
+                    found = load(source, start + (half * HALF_BITS + step) * self.words + word, lanes)
                     found = found << splat(step.astype("uint32"), lanes)
                     store(bits, 0, load(bits, 0, lanes) | found, lanes)
             low, high = (load(bits, 0, lanes).astype(typed("uint64", lanes)) for bits in self._halves)
-            store(target, target_start + word, low | (high << constant(_HALF_BITS, "uint64", lanes)), lanes)
+            store(target, target_start + word, low | (high << constant(HALF_BITS, "uint64", lanes)), lanes)
 
         with serial(full) as tile:
             pack_words(tile * lanes)

@@ -19,7 +19,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from .float_tile import DTYPE, EPILOGUE_ATTR, axis, index, ramp, region, scratch, serial, whole
+from .float_tile import DTYPE, EPILOGUE_ATTR, axis, every_second, index, ramp, region, scratch, serial, whole
 from .geometry import ConvGeometry
 
 
@@ -145,9 +145,7 @@ class Planes:
             if lanes == 1:
                 value = load(x, px)
             else:
-                # Pixels 0 ... lanes - 1 and lanes - 1 ... 2 lanes - 2: not one past the last, which may not exist.
-                even = [*range(0, lanes, 2), *range(lanes + 1, 2 * lanes, 2)]
-                value = tirx.Shuffle([load(x, px, lanes), load(x, px, lanes, lanes - 1)], even)
+                value = every_second(load(x, px, lanes), load(x, px, lanes, lanes - 1), lanes)
             T.buffer_store(planes, value, [plane, ramp(y * self.pitch + x, lanes) if lanes > 1 else y * self.pitch + x])
 
     def tap(self, planes: Any, c: Any, ky: Any, kx: Any, q: Any) -> Any:

@@ -19,7 +19,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from .float_planes import Planes, nchw, vector_store
-from .float_tile import DTYPE, axis, index, parameter, ramp, registers, scratch, serial, shared, whole
+from .float_tile import DTYPE, axis, every_second, index, parameter, ramp, registers, scratch, serial, shared, whole
 from .float_transpose import flat
 from .geometry import ConvGeometry, windows_hold_pixels
 
@@ -181,9 +181,7 @@ def _every(data: Any, position: Any, stride: int, lanes: int) -> Any:
 
     if stride == 1:
         return load(0)
-    # Pixels 0 ... lanes - 1 and lanes - 1 ... 2 lanes - 2: not one past the last, which may not exist.
-    even = [*range(0, lanes, 2), *range(lanes + 1, 2 * lanes, 2)]
-    return T.Bind(tirx.Shuffle([load(0), load(lanes - 1)], even))
+    return T.Bind(every_second(load(0), load(lanes - 1), lanes))
 
 
 def _combine_windows(plan: PoolPlan, planes: Any, acc: Any, channel: Any) -> None:

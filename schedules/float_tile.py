@@ -103,6 +103,14 @@ def prefetch(buffer: Expr, indices: Sequence[Expr]) -> None:
     T.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, *hints))
 
 
+def every_second(first: Expr, last: Expr, lanes: int) -> Expr:
+    """Elements 0, 2, 4 … of a row, ``lanes`` of them, from its elements from 0 on and from ``lanes - 1`` on.
+
+    Not from ``lanes`` on: the element behind the last one wanted may not exist.
+    """
+    return tirx.Shuffle([first, last], [*range(0, lanes, 2), *range(lanes + 1, 2 * lanes, 2)])
+
+
 @dataclass(frozen=True)
 class TileShape:
     """Accumulators of a register tile: ``rows`` broadcast operands times ``vectors`` vector operands."""

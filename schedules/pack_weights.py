@@ -20,7 +20,7 @@ def pack_conv_weights(signs: NDArray[np.bool_], alphabet: Alphabet) -> UInt64Arr
     """
     out_channels, channels = signs.shape[:2]
     stacked = [signs, ~signs] if alphabet == "ternary" else [signs]
-    packed = [_pack_axis(np.moveaxis(part, 1, -1), words_per(channels)) for part in stacked]
+    packed = [pack_words(np.moveaxis(part, 1, -1), words_per(channels)) for part in stacked]
     words = np.concatenate(packed, axis=-1)
     return np.ascontiguousarray(np.moveaxis(words, -1, 1)).reshape(out_channels, -1)
 
@@ -34,7 +34,7 @@ def pack_dense_weights(signs: NDArray[np.bool_], alphabet: Alphabet) -> UInt64Ar
     features, depth = signs.shape
     words = words_per(depth)
     stacked = [signs, ~signs] if alphabet == "ternary" else [signs]
-    packed = [_pack_axis(strided_order(part, words), words) for part in stacked]
+    packed = [pack_words(strided_order(part, words), words) for part in stacked]
     rows = np.concatenate(packed, axis=-1)
     blocks = -(-features // DENSE_INTERLEAVE)
     padded = np.zeros((blocks * DENSE_INTERLEAVE, rows.shape[1]), np.uint64)
@@ -49,7 +49,7 @@ def strided_order(bits: NDArray[np.bool_], words: int) -> NDArray[np.bool_]:
     return padded.reshape(*bits.shape[:-1], WORD_BITS, words).swapaxes(-1, -2).reshape(padded.shape)
 
 
-def _pack_axis(bits: NDArray[np.bool_], words: int) -> UInt64Array:
+def pack_words(bits: NDArray[np.bool_], words: int) -> UInt64Array:
     """Pack the last axis, LSB first, into ``words`` words; bits past its end are 0."""
     octets = np.packbits(bits, axis=-1, bitorder="little")
     padded = np.zeros((*octets.shape[:-1], 8 * words), np.uint8)

@@ -35,13 +35,13 @@ def popcount_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
     signs = spec.binary_weights.signs
     mapped = output_map(spec)
     codes: dict[str, Any] = {"alphabet": alphabet_of(spec), "zero": zero_of(spec)}
-    epilogue: dict[str, Any] = {"has_scale": mapped.scaled is not None, "has_bias": mapped.bias is not None, "isa": isa}
+    epilogue: dict[str, Any] = {"has_scale": mapped.scaled is not None, "has_bias": mapped.bias is not None}
     if spec.geometry is not None:
         codes["zero_padded"] = needs_correction(spec)
-        function = popcount_conv2d(spec.geometry, **codes, **epilogue)
+        function = popcount_conv2d(spec.geometry, isa=isa, **codes, **epilogue)
         constants = popcount_conv2d_constants(spec.geometry, signs, **codes)
     else:
-        function = popcount_dense(spec.rows, spec.fan_in, spec.out_channels, **codes, **epilogue)
+        function = popcount_dense(spec.rows, spec.fan_in, spec.out_channels, isa=isa, **codes, **epilogue)
         constants = popcount_dense_constants(signs, **codes)
     product = Kernel(function, (*constants, *mapped.arguments), spec.output_shape, "float32")
 
@@ -76,8 +76,6 @@ def popcount_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
         return LayerKernels("popcount", (pack_kernel(spec, isa), product), mapped, bits_for)
 
     def fused_part(chain: Chain) -> FusedPart:
-        return FusedPart(
-            geometry, has_scale=mapped.scaled is not None, has_bias=mapped.bias is not None, chain=chain, **codes
-        )
+        return FusedPart(geometry, chain=chain, **codes, **epilogue)
 
     return LayerKernels("popcount", (pack_kernel(spec, isa), product), mapped, bits_for, fused_part)

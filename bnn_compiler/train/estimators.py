@@ -29,24 +29,23 @@ def hard_sign(x: Tensor) -> Tensor:
     return (x >= 0).to(x.dtype).mul_(2).sub_(1)
 
 
-class _ClippedIdentity(torch.autograd.Function):
+class _HardSign(torch.autograd.Function):
+    """The sign; estimators add the gradient."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         return hard_sign(x)
 
+
+class _ClippedIdentity(_HardSign):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return gradient * (x.abs() <= 1)
 
 
-class _ApproxSign(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return hard_sign(x)
-
+class _ApproxSign(_HardSign):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
