@@ -14,6 +14,7 @@ except ImportError as _error:
 
 from .estimators import Estimator, sign
 from .export import export
+from .forest import TreeShape, Variant
 from .frozen import freeze
 from .layers import (
     BinaryActivation,
@@ -24,10 +25,10 @@ from .layers import (
     clip_latent_weights,
 )
 from .shorten import ShortenReport, shorten
-from .tied_weights import TiedWeights
 from .trainer import Trainer, TrainingError, TrainingOptions
-from .tree_loss import ChannelTreeLoss, PullOptions, cost_ratios, total_ratio
-from .tree_pull import TreeShape, Variant
+from .tree_layers import cost_ratios, total_ratio
+from .tree_loss import ChannelTreeLoss, PullOptions
+from .tree_signs import TreeSigns, TreeSignsOptions
 
 __all__ = [
     "BinaryActivation",
@@ -38,11 +39,12 @@ __all__ = [
     "Estimator",
     "PullOptions",
     "ShortenReport",
-    "TiedWeights",
     "Trainer",
     "TrainingError",
     "TrainingOptions",
     "TreeShape",
+    "TreeSigns",
+    "TreeSignsOptions",
     "Variant",
     "binary_layers",
     "clip_latent_weights",

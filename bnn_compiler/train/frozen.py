@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .estimators import hard_sign
-from .layers import BinaryActivation, BinaryConv2d, BinaryLinear, BinaryWeightConv2d, channel_scale
+from .layers import BinaryActivation, BinaryConv2d, BinaryLinear, BinaryWeightConv2d, channel_scale, weight_signs
 
 
 class FrozenActivation(nn.Module):
@@ -42,7 +42,8 @@ class FrozenBinaryLayer(nn.Module):
         dimensions = layer.weight.ndim
         shape = (1, -1, *[1] * (dimensions - 2))
         self._layer = (layer,)  # in a tuple: no submodule, whose latent weights would be exported, too
-        self.register_buffer("weight", hard_sign(layer.weight.detach()))
+        signs = hard_sign(layer.weight) if isinstance(layer, BinaryWeightConv2d) else weight_signs(layer)
+        self.register_buffer("weight", signs.detach())
         scaled = isinstance(layer, BinaryWeightConv2d) or layer.scale
         self.register_buffer("alpha", channel_scale(layer.weight.detach()).reshape(shape) if scaled else None)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().reshape(shape))

@@ -16,6 +16,7 @@ convolution; each layer contains its sign, so the block is ``Sequential(BatchNor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias, cast
 
 import torch
@@ -27,6 +28,8 @@ from bnn_compiler.errors import UsageError
 from .estimators import Estimator, check_estimator, sign
 
 Size: TypeAlias = int | tuple[int, int]
+#: Signs ±1 of latent weights, in their shape and with a gradient to them, where they are not simply their signs.
+SignsOf: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class BinaryActivation(nn.Module):
@@ -85,10 +88,11 @@ class BinaryConv2d(nn.Conv2d):
         )
         self.activation = BinaryActivation(in_channels, estimator=estimator, learned_threshold=learned_threshold)
         self.scale, self.input_scale = scale, input_scale
+        self.signs_of: SignsOf | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Float [N, C, H, W] to float [N, M, H', W']."""
-        y = self.convolve(self.activation(x), sign(self.weight))
+        y = self.convolve(self.activation(x), weight_signs(self))
         if self.scale:
             y = y * channel_scale(self.weight).reshape(1, -1, 1, 1)
         if self.input_scale:
@@ -125,10 +129,11 @@ class BinaryLinear(nn.Linear):
         super().__init__(in_features, out_features, bias=bias)
         self.activation = BinaryActivation(in_features, estimator=estimator, learned_threshold=learned_threshold)
         self.scale, self.input_scale = scale, input_scale
+        self.signs_of: SignsOf | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Float [B, N] to float [B, M]."""
-        y = functional.linear(self.activation(x), sign(self.weight))
+        y = functional.linear(self.activation(x), weight_signs(self))
         if self.scale:
             y = y * channel_scale(self.weight)
         if self.input_scale:
@@ -150,6 +155,11 @@ class BinaryWeightConv2d(nn.Conv2d):
 
 
 BinaryLayer: TypeAlias = BinaryConv2d | BinaryLinear
+
+
+def weight_signs(layer: BinaryLayer) -> Tensor:
+    """The ±1 that ``layer`` computes with, in the shape of its weight, with a gradient to it."""
+    return sign(layer.weight) if layer.signs_of is None else layer.signs_of(layer.weight)
 
 
 def channel_scale(weight: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .layers import BinaryConv2d, BinaryLayer
+from .layers import BinaryConv2d, BinaryLayer, weight_signs
 
 Signs = npt.NDArray[np.uint8]
 
@@ -21,9 +21,9 @@ def groups_of(layer: BinaryLayer) -> int:
 
 
 def sign_matrices(layer: BinaryLayer) -> list[Signs]:
-    """Signs of the latent weights, 1 for +1 (zero included): one uint8 [M / groups, N] per group."""
+    """Signs that the layer computes with, 1 for +1 (latent zeros included): one uint8 [M / groups, N] per group."""
     with torch.no_grad():
-        signs = (layer.weight >= 0).to(torch.uint8).cpu().numpy()
+        signs = (weight_signs(layer) > 0).to(torch.uint8).cpu().numpy()
     return list(signs.reshape(groups_of(layer), layer.weight.shape[0] // groups_of(layer), -1))
 
 

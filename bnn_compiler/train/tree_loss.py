@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 from bnn_compiler.errors import UsageError
 
-from .layers import BinaryConv2d, BinaryLayer, binary_layers
+from .forest import VARIANTS, TreeShape, Variant, solve_fast
 from .sign_matrices import like_weight, sign_matrices
-from .tree_pull import VARIANTS, TreeShape, Variant, centre_pull, solve_fast, tree_pull
+from .tree_layers import tree_layers
+from .tree_pull import centre_pull, tree_pull
 
 Schedule = Literal["constant", "linear", "cosine"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
@@ -159,38 +160,3 @@ class ChannelTreeLoss:
         """Continue from ``state_dict``'s."""
         self.step = state["step"]
         self._pulls = {name: pull.clone() for name, pull in state["pulls"].items()}
-
-
-def tree_layers(model: nn.Module, names: list[str] | None = None) -> dict[str, BinaryLayer]:
-    """The layers of ``names``; by default all binary convolutions, which alone are computed along trees.
-
-    Raises:
-        UsageError: there is none, or a name is not a binary layer's.
-    """
-    known = binary_layers(model)
-    if names is None:
-        names = [name for name, layer in known.items() if isinstance(layer, BinaryConv2d)]
-    missing = [name for name in names if name not in known]
-    if missing:
-        raise UsageError(f"{missing[0]!r} is no binary layer; there are {', '.join(known)}")
-    if not names:
-        raise UsageError(f"{type(model).__name__} has no binary convolution, and only these are computed along trees")
-    return {name: known[name] for name in names}
-
-
-def cost_ratios(model: nn.Module, tree: TreeShape | None = None, names: list[str] | None = None) -> dict[str, float]:
-    """Cost of each layer's channel trees (planes, synthetic nodes' overhead included) over its number of weights."""
-    shape = tree or TreeShape()
-    ratios = {}
-    for name, layer in tree_layers(model, names).items():
-        cost = sum(solve_fast(signs, shape).cost for signs in sign_matrices(layer))
-        ratios[name] = cost / layer.weight.numel()
-    return ratios
-
-
-def total_ratio(model: nn.Module, tree: TreeShape | None = None, names: list[str] | None = None) -> float:
-    """``cost_ratios`` over all layers together: costs over weights."""
-    ratios = cost_ratios(model, tree, names)
-    sizes = {name: layer.weight.numel() for name, layer in tree_layers(model, names).items()}
-    cost = sum(ratios[name] * sizes[name] for name in ratios)
-    return float(cost / sum(sizes.values()))

@@ -1,37 +1,15 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="bnn_compiler.train needs PyTorch")
 
 import torch
 
-from bnn_compiler import solve_channel_tree
 from bnn_compiler.errors import UsageError
-from bnn_compiler.train import BinaryConv2d, BinaryLinear, TiedWeights, TreeShape, cost_ratios, shorten
-from bnn_compiler.train.sign_matrices import sign_matrices
-from bnn_compiler.train.tree_components import node_components, price_flips
-
-from .test_tree_loss import cost_with_vectors
+from bnn_compiler.train import BinaryConv2d, BinaryLinear, TreeShape, cost_ratios, shorten
 
 TREE = TreeShape(max_depth=6, node_overhead=4.0)
-
-
-@pytest.mark.parametrize("synthetic", [False, True])
-def test_flipping_a_component_saves_what_its_price_says(synthetic: bool) -> None:
-    random = np.random.default_rng(4)
-    signs = random.integers(0, 2, (8, 24), np.uint8)
-    magnitudes = random.random((8, 24))
-    tree = solve_channel_tree(signs, max_depth=5, node_overhead=2.0, synthetic=synthetic, effort="fast")
-    found = node_components(tree, tree.vectors)
-    flips = price_flips(tree, tree.vectors, found, magnitudes)
-    for number in np.unique(found).tolist():
-        members = found == number
-        assert len(np.unique(tree.vectors[members])) == 1 and len({*np.nonzero(members)[1].tolist()}) == 1
-        after = cost_with_vectors(tree, tree.vectors ^ members.astype(np.uint8))
-        assert tree.edge_cost - after == flips.planes[number]
-        assert flips.price[number] == pytest.approx(magnitudes[members[:8]].sum())
 
 
 def test_shortening_reaches_the_ratio_by_the_weakest_weights() -> None:
@@ -92,38 +70,14 @@ def test_models_without_binary_layers_are_refused() -> None:
         shorten(torch.nn.Linear(1, 1), 0.2)
 
 
-def test_tied_weights_hold_the_cost_under_any_gradients() -> None:
-    torch.manual_seed(2)
-    layer = BinaryConv2d(16, 24, 3, groups=2)
-    shorten(layer, 0.2, TREE)
-    signs = sign_matrices(layer)
-    trees = [solve_channel_tree(group, max_depth=6, node_overhead=4.0, effort="fast") for group in signs]
-    tied = TiedWeights(layer, TREE)
-    assert all(np.array_equal(old, new) for old, new in zip(signs, sign_matrices(layer), strict=True))
-    optimiser = torch.optim.Adam(layer.parameters(), lr=0.05)
-    for _ in range(5):
-        layer.weight.grad = torch.randn_like(layer.weight)
-        tied.tie_gradients()
-        optimiser.step()
-        tied.tie_weights()
-    after = sign_matrices(layer)
-    assert any((old != new).any() for old, new in zip(signs, after, strict=True))
-    for tree, old, new in zip(trees, signs, after, strict=True):
-        # Where the tree joins two channels, weights that were equal still are.
-        for channel, parent in enumerate(tree.parents[: tree.channels].tolist()):
-            if 0 <= parent < tree.channels:
-                equal = old[channel] == old[parent]
-                assert np.array_equal(new[channel][equal], new[parent][equal])
-
-
-def test_tied_weights_are_restored_from_their_state() -> None:
-    torch.manual_seed(2)
-    layer = BinaryConv2d(8, 12, 3)
-    tied = TiedWeights(layer)
-    again = TiedWeights.of_state(layer, tied.state_dict())
-    layer.weight.grad = torch.randn_like(layer.weight)
-    gradient = layer.weight.grad.clone()
-    tied.tie_gradients()
-    first, layer.weight.grad = layer.weight.grad, gradient
-    again.tie_gradients()
-    assert torch.equal(first, layer.weight.grad) and not torch.equal(first, torch.zeros_like(first))
+def test_flips_outweigh_no_random_ones_of_the_same_cost() -> None:
+    """A tree as short by flips of least magnitude on fixed trees of one channel each would cost more magnitude."""
+    torch.manual_seed(1)
+    layer = BinaryConv2d(16, 24, 3)
+    latent = layer.weight.detach().clone()
+    (report,) = shorten(layer, 0.2, TREE)
+    flipped = (latent >= 0) != (layer.weight >= 0)
+    spent = float(latent.abs()[flipped].sum())
+    # Magnitude flipped per plane saved: below that of weights flipped one at a time at random, mean |w|.
+    planes = (report.ratio_before - report.ratio_after) * report.weights
+    assert spent / planes < 0.8 * float(latent.abs().mean())

@@ -18,6 +18,9 @@ from bnn_compiler.train import (
     Trainer,
     TrainingError,
     TrainingOptions,
+    TreeSigns,
+    TreeSignsOptions,
+    binary_layers,
     total_ratio,
 )
 
@@ -44,14 +47,27 @@ def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield x, (x[:, 0, :3].mean(dim=(1, 2)) > x[:, 0, 3:].mean(dim=(1, 2))).long()
 
 
-OPTIONS = TrainingOptions(epochs=4, learning_rate=5e-3, hold_from=3, hold_ratio=0.2, hold_until=4, pull_held=True)
+OPTIONS = TrainingOptions(epochs=4, learning_rate=5e-3)
 PULL = PullOptions(warm_up=4, total=18, solve_every=5, schedule="linear")
+SIGNS = TreeSignsOptions(start=0.4, until=0.8, solve_every=4)
 
 
-def trainer(checkpoint: Path | None = None, weight: float = 0.1, options: TrainingOptions = OPTIONS) -> Trainer:
+def trainer(
+    checkpoint: Path | None = None,
+    weight: float = 0.1,
+    options: TrainingOptions = OPTIONS,
+    ratio: float | None = 0.15,
+) -> Trainer:
     torch.manual_seed(11)
     model = TinyNet()
-    return Trainer(model, batches, options, tree_loss=ChannelTreeLoss(model, weight, PULL), checkpoint=checkpoint)
+    return Trainer(
+        model,
+        batches,
+        options,
+        tree_loss=ChannelTreeLoss(model, weight, PULL),
+        tree_signs=None if ratio is None else TreeSigns(model, 6 * options.epochs, ratio=ratio, options=SIGNS),
+        checkpoint=checkpoint,
+    )
 
 
 class _StopError(Exception):
@@ -71,7 +87,7 @@ def run_until(step: int, running: Trainer) -> None:
 
 @pytest.mark.parametrize("step", [8, 15, 22])
 def test_interrupted_and_resumed_is_the_same_bit_for_bit(tmp_path: Path, step: int) -> None:
-    """In the warm-up's epoch, between two solves of the tree, and where trees are held."""
+    """In the warm-up's epoch, where the ratio falls, and where it is held."""
     whole = trainer()
     losses = whole.run()
     run_until(step, trainer(tmp_path / "run.pt"))
@@ -84,28 +100,24 @@ def test_interrupted_and_resumed_is_the_same_bit_for_bit(tmp_path: Path, step: i
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
-def test_training_learns_and_holds_the_ratio() -> None:
-    running = trainer(options=TrainingOptions(epochs=8, learning_rate=1e-2, hold_from=6, hold_ratio=0.15))
+def test_training_learns_and_reaches_the_ratio() -> None:
+    running = trainer(options=TrainingOptions(epochs=8, learning_rate=1e-2))
     losses = running.run()
     assert losses[-1] < 0.75 * losses[0]
-    # A tree found anew may cost more than the one that was held, and roots are free to differ: by little.
-    assert total_ratio(running.model) < 0.17
+    assert total_ratio(running.model) <= 0.15 < total_ratio(TinyNet())
+    # The latent weights' own signs are what was trained.
+    assert all(layer.signs_of is None for layer in binary_layers(running.model).values())
 
 
-def test_gradual_shortening_goes_by_equal_factors() -> None:
-    ratios = []
-    running = trainer(options=TrainingOptions(epochs=5, hold_from=2, hold_ratio=0.1, hold_until=4))
-    shape = running._tree
-    while running.epoch < 5:
-        before = total_ratio(running.model, shape)
-        running._train_epoch(running.epoch + 1, lambda _epoch, _step, _loss: None)
-        running.epoch += 1
-        ratios.append((before, total_ratio(running.model, shape)))
-    # Shortened at the start of epochs 2 to 4; while held, roots alone may cost more than they did.
-    start = ratios[1][0]
-    assert start > 0.25
-    for index, part in ((1, 1 / 3), (2, 2 / 3), (3, 1.0), (4, 1.0)):
-        assert ratios[index][1] < 1.1 * start ** (1 - part) * 0.1**part
+def test_a_finished_run_resumes_as_finished(tmp_path: Path) -> None:
+    first = trainer(tmp_path / "run.pt")
+    first.run()
+    again = trainer(tmp_path / "run.pt")
+    again.resume()
+    again.run()
+    x = next(batches(1))[0]
+    assert torch.equal(first.model.eval()(x), again.model.eval()(x))
+    assert all(layer.signs_of is None for layer in binary_layers(again.model).values())
 
 
 def test_nan_input_stops_with_step_and_layer_and_keeps_the_checkpoint(tmp_path: Path) -> None:
@@ -148,6 +160,8 @@ def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(tmp_path: Path) 
     run_until(8, trainer(path))
     with pytest.raises(UsageError, match="written with tree loss"):
         trainer(path, weight=0.2).resume()
+    with pytest.raises(UsageError, match="written with tree signs"):
+        trainer(path, ratio=0.2).resume()
     with pytest.raises(UsageError, match="written with options"):
         trainer(path, options=TrainingOptions(epochs=5)).resume()
     data = path.read_bytes()
@@ -166,14 +180,6 @@ def test_wrong_options_are_refused() -> None:
         TrainingOptions(epochs=0)
     with pytest.raises(UsageError, match="learning_rate"):
         TrainingOptions(epochs=1, learning_rate=float("nan"))
-    with pytest.raises(UsageError, match="hold_from is 3"):
-        TrainingOptions(epochs=2, hold_from=3)
-    with pytest.raises(UsageError, match="hold_ratio needs hold_from"):
-        TrainingOptions(epochs=2, hold_ratio=0.1)
-    with pytest.raises(UsageError, match="hold_until needs hold_from and hold_ratio"):
-        TrainingOptions(epochs=2, hold_from=1, hold_until=2)
-    with pytest.raises(UsageError, match="hold_until is 1: it must be an epoch, 2 to 3"):
-        TrainingOptions(epochs=3, hold_from=2, hold_ratio=0.1, hold_until=1)
     with pytest.raises(UsageError, match="no binary layer"):
         Trainer(nn.Linear(1, 1), batches, TrainingOptions(epochs=1))
 

@@ -20,8 +20,9 @@ from bnn_compiler.train import (
     cost_ratios,
     total_ratio,
 )
+from bnn_compiler.train.forest import VARIANTS
 from bnn_compiler.train.sign_matrices import sign_matrices
-from bnn_compiler.train.tree_pull import VARIANTS, centre_pull, tree_pull
+from bnn_compiler.train.tree_pull import centre_pull, tree_pull
 from bnn_compiler.trees.channel_tree import ALL_PLUS, ChannelTree
 
 

@@ -1,0 +1,216 @@
+"""Training with the tree's cost in the forward pass: signs that agree along the channel tree.
+
+Between two solves of the tree, a layer's signs are those of ``forest_signs``: a weight is overruled by its neighbours
+in the tree where its latent value is smaller than what the edges are worth, λ · mean |w| each. So λ is in units of the
+average weight, and means the same for all layer sizes. Nothing is frozen: latent weights learn one by one, and groups
+of equal signs form and part from step to step. (Proximal steps in the forward pass, gradients straight through:
+ProxQuant, Bai et al., ICLR 2019, has the one, BinaryConnect, Courbariaux et al., NIPS 2015, the other; with pruning's
+masks in the tree's place it is dynamic pruning with feedback, Lin et al., ICLR 2020.)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnn_compiler.errors import UsageError
+
+from .estimators import sign
+from .forest import VARIANTS, Forest, TreeShape, Variant, centre_forest, solve_fast, tree_forest
+from .forest_signs import StraightThroughSigns, forest_signs
+from .layers import weight_signs
+from .shorten import shorten, write_signs
+from .sign_matrices import sign_matrices
+from .tree_layers import tree_layers
+
+#: λ at the first solve, where it is found for a given ratio; how fast it follows, and the most it may be.
+_FIRST, _GAIN, _MOST = 0.1, 0.5, 1e4
+
+
+@dataclass(frozen=True)
+class TreeSignsOptions:
+    """How ``TreeSigns`` goes about it.
+
+    Attributes:
+        variant: who agrees with whom (``forest``).
+        solve_every: steps between two solves.
+        start: part of the training after which signs begin to agree.
+        until: part of the training at which λ, or the cost ratio, has reached what it shall be.
+        depth_weight: extra weight of the deepest edges; 0 leaves depth to the solver's limit alone.
+        clusters: channels per cluster centre of the variant ``centres``.
+        tree: limits and prices of trees.
+    """
+
+    variant: Variant = "synthetic"
+    solve_every: int = 25
+    start: float = 0.1
+    until: float = 0.6
+    depth_weight: float = 0.0
+    clusters: int = 8
+    tree: TreeShape = field(default_factory=TreeShape)
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.variant not in VARIANTS:
+            raise UsageError(f"variant {self.variant!r} is none of {', '.join(VARIANTS)}")
+        if self.solve_every < 1 or self.clusters < 1:
+            raise UsageError("solve_every and clusters must be 1 at least")
+        if not 0 <= self.start <= self.until <= 1:
+            raise UsageError(f"start ({self.start}) and until ({self.until}) are parts of the training, in this order")
+        if not (math.isfinite(self.depth_weight) and self.depth_weight >= 0):
+            raise UsageError("depth_weight must not be negative")
+
+
+class TreeSigns:
+    """Make a model's binary layers use signs that agree along their channel trees.
+
+        tree_signs = TreeSigns(model, steps, ratio=0.12)
+        for x, y in batches:            # ``steps`` in all; Trainer does this
+            tree_signs.begin_step()
+            loss = cross_entropy(model(x), y)
+            ...
+        tree_signs.finish()
+
+    Give either ``weight``, λ (it rises linearly from ``start`` to ``until``), or ``ratio``, the cost of all layers'
+    trees together over their weights: λ is then adjusted at each solve, so that the ratio falls by equal factors from
+    where it is at ``start`` to what it shall be at ``until``, and stays there. Only convolutions are taken by default,
+    as only they are computed along trees; ``layers`` names others.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        steps: int,
+        *,
+        weight: float | None = None,
+        ratio: float | None = None,
+        options: TreeSignsOptions | None = None,
+        layers: list[str] | None = None,
+    ) -> None:
+        """``steps``: of the whole training.
+
+        Raises:
+            UsageError: λ < 0, a ratio outside (0, 1), both or none of them, no binary layer, or a name in ``layers``
+                that is none.
+        """
+        self.options = options or TreeSignsOptions()
+        if (weight is None) == (ratio is None):
+            raise UsageError("give either weight, λ, or the cost ratio to reach")
+        if weight is not None and not (math.isfinite(weight) and weight >= 0):
+            raise UsageError(f"λ is {weight}: it must be a finite number of at least 0")
+        if ratio is not None and not 0 < ratio < 1:
+            raise UsageError(f"the cost ratio to reach is {ratio}: it must lie between 0 and 1")
+        if ratio is not None and self.options.variant == "centres":
+            raise UsageError("cluster centres have no cost ratio to steer by: give weight, λ")
+        if steps < 1:
+            raise UsageError(f"steps is {steps}: one at least is needed")
+        self.steps, self.weight, self.ratio = steps, weight, ratio
+        self.model, self.layers = model, tree_layers(model, layers)
+        self.step, self.finished = 0, False
+        self._coupling, self._first_ratio = 0.0, 0.0
+        self._signs = {name: _LayerSigns() for name in self.layers}
+        for name, layer in self.layers.items():
+            layer.signs_of = self._signs[name]
+
+    def begin_step(self) -> None:
+        """Solve trees if they are due, set λ, and count a step; before each forward pass."""
+        options, since = self.options, self.step - self.options.start * self.steps
+        if since >= 0 and self.weight != 0 and self.step % options.solve_every == 0:
+            ratio = self._solve()
+            span = (options.until - options.start) * self.steps
+            part = min(1.0, since / span) if span else 1.0
+            if self.weight is not None:
+                self._couple(self.weight * part)
+            else:
+                self._follow(ratio, part)
+        self.step += 1
+
+    def finish(self) -> None:
+        """Make the signs the latent weights' own, and leave the model; after the last step.
+
+        Where a ratio was asked for and is not quite reached, ``shorten`` flips what is missing.
+        """
+        for layer in self.layers.values():
+            write_signs(layer, weight_signs(layer).detach())
+        self._leave()
+        if self.ratio is not None:
+            shorten(self.model, self.ratio, self.options.tree, layers=list(self.layers), together=True)
+
+    def settings(self) -> dict[str, Any]:
+        """All that was asked for, as numbers and strings."""
+        return {"steps": self.steps, "weight": self.weight, "ratio": self.ratio, **asdict(self.options)}
+
+    def _leave(self) -> None:
+        self.finished = True
+        for layer in self.layers.values():
+            layer.signs_of = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold for the same continuation."""
+        forests = {name: some.forest and some.forest.state() for name, some in self._signs.items()}
+        return {
+            "step": self.step,
+            "finished": self.finished,
+            "λ": self._coupling,
+            "first ratio": self._first_ratio,
+            "forests": forests,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state_dict``'s."""
+        self.step, self._first_ratio = state["step"], state["first ratio"]
+        for name, forest in state["forests"].items():
+            self._signs[name].forest = None if forest is None else Forest(**forest).to(self.layers[name].weight.device)
+        self._couple(state["λ"])
+        if state["finished"]:
+            self._leave()
+
+    def _solve(self) -> float:
+        """Find all trees, or clusters, of the signs that the layers have now; return the trees' cost ratio."""
+        options, cost = self.options, 0.0
+        for name, layer in self.layers.items():
+            groups = sign_matrices(layer)
+            if options.variant == "centres":
+                forest = centre_forest(groups, -(-len(groups[0]) // options.clusters), options.tree.seed)
+            else:
+                synthetic = options.variant == "synthetic"
+                trees = [solve_fast(signs, options.tree, synthetic=synthetic) for signs in groups]
+                forest = tree_forest(trees, options.depth_weight)
+                cost += sum(tree.cost for tree in trees)
+            self._signs[name].forest = forest.to(layer.weight.device)
+        weights = sum(layer.weight.numel() for layer in self.layers.values())
+        return float(cost / weights)
+
+    def _follow(self, ratio: float, part: float) -> None:
+        """Raise λ where the ratio is above what it should be by now, lower it where it is below."""
+        assert self.ratio is not None
+        self._first_ratio = self._first_ratio or ratio
+        goal = self._first_ratio ** (1 - part) * self.ratio**part
+        self._couple(min(_MOST, (self._coupling or _FIRST) * (ratio / goal) ** _GAIN))
+
+    def _couple(self, coupling: float) -> None:
+        self._coupling = coupling
+        for signs in self._signs.values():
+            signs.coupling = coupling
+
+
+class _LayerSigns:
+    """A layer's signs as a function of its latent weights."""
+
+    def __init__(self) -> None:
+        self.forest: Forest | None = None
+        self.coupling = 0.0
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """Signs in the shape and memory format of ``weight``; plain ones before the first solve."""
+        if self.forest is None or self.coupling == 0:
+            return sign(weight)
+        with torch.no_grad():
+            forest = self.forest
+            rows = forest_signs(weight.reshape(forest.channels, -1), forest, self.coupling)[: forest.channels]
+            signs = torch.empty_like(weight).copy_(rows.reshape(weight.shape))
+        return StraightThroughSigns.apply(weight, signs)
