@@ -2,7 +2,7 @@
 
 An image is 28x28, float32 in [0, 1]. One whole digit (2 to 2.6 times its 8x8 pixels, turned by up to 20 degrees, at
 any place where it fits, of random contrast) lies over three to six dimmer fragments of other digits, each half a digit
-or less. Train and test images are made from disjoint sets of originals.
+or less. Train and test images are made from disjoint sets of originals, and so are those that a set-up is chosen by.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Labels = npt.NDArray[np.int64]
 
 SIZE = 28
 ORIGINAL = 8
-TEST_ORIGINALS = 500
+TEST_ORIGINALS, VALIDATION_ORIGINALS = 500, 300
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,16 +30,19 @@ class Split:
     labels: Labels
 
 
-def make_splits(train: int, test: int, seed: int = 0) -> tuple[Split, Split]:
+def make_splits(train: int, test: int, seed: int = 0, *, validation: bool = False) -> tuple[Split, Split]:
     """Generate both splits; the same arguments give the same images.
 
-    500 of the 1797 originals, the same for every seed, are the test's alone.
+    500 of the 1797 originals, the same for every seed, are the test's alone. ``validation``: leave them alone, and make
+    the second split of 300 of the others, the first one of the rest.
     """
     digits = load_digits()
     originals = (digits.images / 16.0).astype(np.float32)
     labels = digits.target.astype(np.int64)
     order = np.random.default_rng(1797).permutation(len(originals))
     held, kept = order[:TEST_ORIGINALS], order[TEST_ORIGINALS:]
+    if validation:
+        held, kept = kept[:VALIDATION_ORIGINALS], kept[VALIDATION_ORIGINALS:]
     streams = np.random.default_rng(seed).spawn(2)
     return (
         _make(originals[kept], labels[kept], train, streams[0]),

@@ -1,22 +1,23 @@
 """Accuracy, cost of channel trees and latency against λ, on cluttered digits.
 
-    python benchmarks/tree_training.py run --folder runs --csv docs/training.csv [--seeds 0 1 2] [--methods none pull …]
+    python benchmarks/tree_training.py run --folder runs --csv docs/training.csv [--seeds 0 1 2] [--methods none …]
     python benchmarks/tree_training.py latency --folder runs --csv docs/training-latency.csv
+    python benchmarks/tree_training.py summary docs/training.csv
     python benchmarks/tree_training.py plot docs/training.csv docs/training-latency.csv docs/training.svg
 
 ``run`` trains every method (``METHODS``) with every seed and appends a row to the CSV when a run ends; rows that are
-there are not run again, and a run that was interrupted continues from its checkpoint in FOLDER. ``latency`` compiles
-the trained networks of seed 0 and times their binary layers alone, all in turn in one run, with bit-sliced kernels and
-with the kernels that the compiler would choose. One thread throughout.
+there are not run again, and a run that was interrupted continues from its checkpoint in FOLDER. With ``--validation``
+accuracy is that on validation images, for choosing among set-ups; nothing was chosen by the test images. ``latency``
+compiles the trained networks of seed 0 and times their binary layers alone, all in turn in one run, with bit-sliced
+kernels and with the kernels that the compiler would choose. ``summary`` prints means and deviations over the seeds. One
+thread throughout.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,86 +25,80 @@ import numpy as np
 import torch
 from cluttered_digits import Split, make_splits
 from cluttered_network import ClutteredNet, Epochs, accuracy
+from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 
 import bnn_compiler
-from bnn_compiler.bench import cpu_name, time_in_turn
+from bnn_compiler.bench import cpu_name
+from bnn_compiler.profiling.profile import profile_network
+from bnn_compiler.report import from_json
 from bnn_compiler.train import (
     ChannelTreeLoss,
     PullOptions,
     Trainer,
     TrainingOptions,
-    Variant,
+    TreeShape,
+    TreeSigns,
+    TreeSignsOptions,
     binary_layers,
     cost_ratios,
     export,
+    shorten,
     total_ratio,
 )
+from bnn_compiler.train.forest import solve_fast
 from bnn_compiler.train.sign_matrices import sign_matrices
-from bnn_compiler.train.tree_pull import TreeShape, solve_fast
 
 TRAIN_IMAGES, TEST_IMAGES = 12_000, 4_000
 IMAGES_PER_EPOCH = 4_000
 LEARNING_RATE = 2e-3
-ROUNDS = 30
+ROUNDS = 8
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to train; parts are fractions of the run's epochs.
+    """One way to train.
 
-    ``weight`` is λ. Trees are held from the part ``hold`` on (0: from the first epoch), shortened to ``ratio`` before
-    if given, epoch by epoch until the part ``until`` if given. ``start`` names the method whose result training starts
-    from, for ``part`` of its epochs more, at a learning rate times ``rate``.
+    ``weight`` (λ) or ``ratio`` are those of ``TreeSigns``, with ``options``; ``penalty`` is λ of ``ChannelTreeLoss``.
+    ``start`` names the method whose result training starts from, for ``part`` of its epochs more, at a learning rate
+    times ``rate``; ``cut`` shortens that network at once, with nothing behind it.
     """
 
-    weight: float = 0.0
-    variant: Variant = "synthetic"
-    depth_weight: float = 0.0
-    hold: float | None = None
+    weight: float | None = None
     ratio: float | None = None
-    until: float | None = None
-    pull_held: bool = False
+    options: TreeSignsOptions = field(default_factory=TreeSignsOptions)
+    penalty: float | None = None
+    cut: float | None = None
     start: str | None = None
     part: float = 1.0
     rate: float = 1.0
 
-    def options(self, epochs: int) -> TrainingOptions:
-        """The trainer's options for a run of so many epochs."""
-        epochs = int(self.part * epochs)
-        hold = None if self.hold is None else 1 + int(self.hold * (epochs - 1))
-        until = None if self.until is None or hold is None else max(hold, int(self.until * epochs))
-        return TrainingOptions(epochs, self.rate * LEARNING_RATE, hold, self.ratio, until, self.pull_held)
 
+#: Fine-tuning has no time to lose.
+_AT_ONCE = TreeSignsOptions(start=0.0, until=0.4, solve_every=10)
 
 METHODS = {
     "none": Method(),
-    # λ alone, and the trees held in the last quarter, so that weights settle.
-    "pull-0.0005": Method(0.0005, hold=0.75),
-    "pull-0.001": Method(0.001, hold=0.75),
-    "pull-0.002": Method(0.002, hold=0.75),
-    "pull-0.004": Method(0.004, hold=0.75),
-    "edges-0.001": Method(0.001, "edges", hold=0.75),
-    "centres-0.001": Method(0.001, "centres", hold=0.75),
-    "deep-0.001": Method(0.001, depth_weight=1.0, hold=0.75),
-    # Trees held from early on and shortened as training goes.
-    "gradual-0.12": Method(hold=0.2, ratio=0.12, until=0.75),
-    "gradual-0.07": Method(hold=0.2, ratio=0.07, until=0.75),
-    "late-0.12": Method(hold=0.5, ratio=0.12, until=0.75),
-    "late-0.07": Method(hold=0.5, ratio=0.07, until=0.75),
-    # Trees held from the first epoch: as random weights have them, pulled; and shortened, blindly.
-    "pull-held-0.002": Method(0.002, hold=0.0, pull_held=True),
-    "held-0.2": Method(hold=0.0, ratio=0.2),
-    "held-0.118": Method(hold=0.0, ratio=0.118),
-    # Both.
-    "pull-gradual-0.12": Method(0.001, hold=0.2, ratio=0.12, until=0.75, pull_held=True),
-    "pull-gradual-0.07": Method(0.001, hold=0.2, ratio=0.07, until=0.75, pull_held=True),
-    # A trained network, shortened, with a fifth of the training more.
-    "shorten-0.18": Method(hold=0.0, ratio=0.18, start="none", part=0.2, rate=0.25),
+    "signs-0.25": Method(weight=0.25),
+    "signs-0.5": Method(weight=0.5),
+    "signs-1": Method(weight=1.0),
+    "signs-2": Method(weight=2.0),
+    "ratio-0.12": Method(ratio=0.12),
+    "ratio-0.07": Method(ratio=0.07),
+    "shorten-0.18": Method(ratio=0.18, options=_AT_ONCE, start="none", part=0.2, rate=0.5),
+    # What lost, or could have.
+    "edges-1": Method(weight=1.0, options=TreeSignsOptions("edges")),
+    "centres-1": Method(weight=1.0, options=TreeSignsOptions("centres")),
+    "deep-1": Method(weight=1.0, options=TreeSignsOptions(depth_weight=1.0)),
+    "penalty-0.001": Method(penalty=0.001),
+    "penalty-0.002": Method(penalty=0.002),
+    "penalty-0.004": Method(penalty=0.004),
+    "cut-0.18": Method(cut=0.18, start="none", part=0.0),
 }
 
 #: The methods that differ in λ alone.
-LAMBDA_SWEEP = ("none", "pull-0.0005", "pull-0.001", "pull-0.002", "pull-0.004")
+LAMBDA_SWEEP = ("none", "signs-0.25", "signs-0.5", "signs-1", "signs-2")
 
 COLUMNS = ["method", "lambda", "seed", "width", "epochs", "accuracy", "ratio", "depth"]
 LAYER_COLUMNS = ["ratio_conv1", "ratio_conv2", "ratio_conv3"]
@@ -119,31 +114,40 @@ def train(name: str, seed: int, data: tuple[Split, Split], width: int, all_epoch
         if not begun.exists():
             raise SystemExit(f"{name} continues {method.start}, and {begun} is not there: run that first")
         model.load_state_dict(torch.load(begun, weights_only=True)["model"])
+    if method.cut is not None:
+        shorten(model, method.cut, together=True)
+        return measure(name, seed, model, data[1], 0)
     epochs = Epochs(data[0], seed + 1000 * (method.start is not None), IMAGES_PER_EPOCH)
-    options = method.options(all_epochs)
-    pull = PullOptions(
-        variant=method.variant,
-        warm_up=epochs.steps * max(1, all_epochs // 8),
-        solve_every=-(-epochs.steps // 2),
-        depth_weight=method.depth_weight,
-    )
+    options = TrainingOptions(max(1, round(method.part * all_epochs)), method.rate * LEARNING_RATE)
+    steps = options.epochs * epochs.steps
     checkpoint = folder / f"{name}-{seed}.pt"
-    tree_loss = ChannelTreeLoss(model, method.weight, pull) if method.weight else None
-    trainer = Trainer(model, epochs, options, tree_loss=tree_loss, checkpoint=checkpoint)
+    tree_loss, tree_signs = None, None
+    if method.penalty is not None:
+        pull = PullOptions(warm_up=steps // 8, solve_every=TreeSignsOptions().solve_every)
+        tree_loss = ChannelTreeLoss(model, method.penalty, pull)
+    if method.weight is not None or method.ratio is not None:
+        tree_signs = TreeSigns(model, steps, weight=method.weight, ratio=method.ratio, options=method.options)
+    trainer = Trainer(model, epochs, options, tree_loss=tree_loss, tree_signs=tree_signs, checkpoint=checkpoint)
     if checkpoint.exists():
         trainer.resume()
     with Progress() as bar:
         task = bar.add_task(f"{name}, seed {seed}", total=options.epochs * epochs.steps, completed=trainer.step)
         trainer.run(lambda _epoch, step, _loss: bar.update(task, completed=step))
+    return measure(name, seed, model, data[1], options.epochs)
+
+
+def measure(name: str, seed: int, model: ClutteredNet, split: Split, epochs: int) -> dict[str, Any]:
+    """The CSV's row."""
+    method = METHODS[name]
     ratios = cost_ratios(model)
     signs = [group for layer in binary_layers(model).values() for group in sign_matrices(layer)]
     return {
         "method": name,
-        "lambda": method.weight,
+        "lambda": method.weight if method.penalty is None else method.penalty,
         "seed": seed,
-        "width": width,
-        "epochs": options.epochs,
-        "accuracy": round(accuracy(model, data[1]), 3),
+        "width": model.stem.out_channels,
+        "epochs": epochs,
+        "accuracy": round(accuracy(model, split), 3),
         "ratio": round(total_ratio(model), 5),
         "depth": max(solve_fast(group, TreeShape()).depth for group in signs),
         **{f"ratio_{layer}": round(ratio, 5) for layer, ratio in ratios.items()},
@@ -155,7 +159,7 @@ def run(options: argparse.Namespace) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     rows = read_rows(options.csv) if options.csv.exists() else []
     done = {(row["method"], row["seed"]) for row in rows}
-    data = make_splits(TRAIN_IMAGES, TEST_IMAGES)
+    data = make_splits(TRAIN_IMAGES, TEST_IMAGES, validation=options.validation)
     for seed in options.seeds:
         for name in options.methods or METHODS:
             if (name, str(seed)) in done:
@@ -200,31 +204,56 @@ def compiled_library(checkpoint: Path, algorithm: str) -> Path:
 
 
 def latency(options: argparse.Namespace) -> None:
-    """Time the binary layers of all networks of seed 0, in turn."""
-    calls: list[Callable[[], object]] = []
-    labels = []
-    x = make_splits(1, 1)[1].images
-    random = np.random.default_rng(0)
-    for path in sorted(options.folder.glob("*-0.pt")):
-        values = {
-            name: random.standard_normal((1, layer.weight.shape[1], 14, 14)).astype(np.float32)
-            for name, layer in binary_layers(trained_network(path)).items()
-        }
-        for algorithm in ("bitsliced", "auto"):
-            network = bnn_compiler.load(compiled_library(path, algorithm))
-            labels.append([path.stem[:-2], algorithm, "network"])
-            calls.append(partial(network.run, {"input": x}))
-            for index, (name, value) in enumerate(values.items()):
-                labels.append([path.stem[:-2], algorithm, name])
-                calls.append(partial(network.run_function, f"layer_{index}", [value]))
-    if not calls:
+    """Time the binary layers of all networks of seed 0 as they run in the network, all networks in turn."""
+    networks = {
+        (path.stem[:-2], algorithm): bnn_compiler.load(compiled_library(path, algorithm))
+        for path in sorted(options.folder.glob("*-0.pt"))
+        for algorithm in ("bitsliced", "auto")
+    }
+    if not networks:
         raise SystemExit(f"{options.folder}: no trained network of seed 0; run first")
+    least: dict[tuple[str, str, str], float] = {}
+    for _ in range(ROUNDS):
+        for (method, algorithm), network in networks.items():
+            profile = profile_network(network, from_json(network.manifest["report"])["layers"], rounds=1)
+            times = {layer["name"]: layer["us"] for layer in profile["layers"] if layer["kind"] == "binary"}
+            for name, microseconds in {**times, "network": profile["run_us"]}.items():
+                key = (method, algorithm, name)
+                least[key] = min(microseconds, least.get(key, microseconds))
     with options.csv.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "kernels", "layer", "microseconds"])
-        for label, times in zip(labels, time_in_turn(calls, ROUNDS, 0.002), strict=True):
-            writer.writerow([*label, round(min(times) * 1e6, 2)])
+        writer.writerows([*key, round(microseconds, 2)] for key, microseconds in least.items())
     print(f"{cpu_name()}, one thread, minima of {ROUNDS} rounds: {options.csv}")
+
+
+def summary(options: argparse.Namespace) -> None:
+    """Print each method's mean and sample deviation, and what it loses against ``none`` of the same seeds."""
+    rows = {(row["method"], row["seed"]): row for row in read_rows(options.csv)}
+    table = Table("method", "seeds", "accuracy, %", "loss, points", "cost ratio", "deepest")
+    for name in dict.fromkeys(method for method, _ in rows):
+        of_method = [row for (method, _), row in rows.items() if method == name]
+        losses = [
+            float(rows["none", row["seed"]]["accuracy"]) - float(row["accuracy"])
+            for row in of_method
+            if ("none", row["seed"]) in rows
+        ]
+        table.add_row(
+            name,
+            str(len(of_method)),
+            _spread([float(row["accuracy"]) for row in of_method], 2),
+            _spread(losses, 2),
+            _spread([float(row["ratio"]) for row in of_method], 4),
+            max(row["depth"] for row in of_method),
+        )
+    Console().print(table)
+
+
+def _spread(values: list[float], digits: int) -> str:
+    if not values:
+        return ""
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}"
 
 
 def plot(options: argparse.Namespace) -> None:
@@ -237,8 +266,8 @@ def plot(options: argparse.Namespace) -> None:
     by_method: dict[str, list[dict[str, str]]] = {}
     for row in read_rows(options.csv):
         by_method.setdefault(row["method"], []).append(row)
-    pulled = sorted((name for name in by_method if name in LAMBDA_SWEEP), key=lambda name: METHODS[name].weight)
-    weights = [METHODS[name].weight for name in pulled]
+    pulled = sorted((name for name in by_method if name in LAMBDA_SWEEP), key=lambda name: METHODS[name].weight or 0.0)
+    weights = [METHODS[name].weight or 0.0 for name in pulled]
     times: dict[str, float] = {}
     for row in read_rows(options.latency):
         if row["kernels"] == "bitsliced" and row["layer"] != "network":
@@ -248,7 +277,7 @@ def plot(options: argparse.Namespace) -> None:
         values = [[float(row[column]) for row in by_method[name]] for name in pulled]
         axis.errorbar(weights, [np.mean(v) for v in values], [np.std(v) for v in values], marker="o", capsize=3)
         axis.set_title(title)
-    timed = [(METHODS[name].weight, times[name]) for name in pulled if name in times]
+    timed = [(METHODS[name].weight or 0.0, times[name]) for name in pulled if name in times]
     axes[2].plot(*zip(*timed, strict=True), marker="o")
     axes[2].set_title("binary layers, bit-sliced, µs (seed 0)")
     smallest = min((weight for weight in weights if weight), default=1.0)
@@ -270,11 +299,15 @@ def main() -> None:
     command.add_argument("--methods", nargs="+", choices=list(METHODS))
     command.add_argument("--epochs", type=int, default=16, help="of all methods but those that continue another")
     command.add_argument("--width", type=int, default=64, help="channels of the first binary layer")
+    command.add_argument("--validation", action="store_true", help="leave the test images alone")
     command.set_defaults(call=run)
     command = commands.add_parser("latency")
     command.add_argument("--folder", type=Path, required=True)
     command.add_argument("--csv", type=Path, required=True)
     command.set_defaults(call=latency)
+    command = commands.add_parser("summary")
+    command.add_argument("csv", type=Path)
+    command.set_defaults(call=summary)
     command = commands.add_parser("plot")
     command.add_argument("csv", type=Path)
     command.add_argument("latency", type=Path)

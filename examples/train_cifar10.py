@@ -1,7 +1,7 @@
 """Train VGG-Small or ResNet-20 with binary weights and activations on CIFAR-10, and write it as ONNX.
 
     pip install 'bnn-compiler[train]'
-    python examples/train_cifar10.py --data cifar-10-batches-bin --network vgg-small --tree-weight 0.02
+    python examples/train_cifar10.py --data cifar-10-batches-bin --network vgg-small --tree-ratio 0.12
 
 Nothing is downloaded. DATA is the folder of CIFAR-10 as it is distributed, in its binary form (data_batch_1.bin to
 data_batch_5.bin, test_batch.bin) or its Python form (the same without .bin). A GPU is used if PyTorch finds one.
@@ -30,10 +30,9 @@ from torch.nn import functional
 from bnn_compiler.errors import BnncError, UsageError
 from bnn_compiler.train import (
     BinaryConv2d,
-    ChannelTreeLoss,
-    PullOptions,
     Trainer,
     TrainingOptions,
+    TreeSigns,
     cost_ratios,
     export,
 )
@@ -184,8 +183,9 @@ def train(options: argparse.Namespace) -> None:
     test_images, test_labels = read_split(options.data, TEST_FILES)
     model = NETWORKS[options.network]().to(device)
     steps = -(-len(images) // options.batch)
-    pull = PullOptions(warm_up=steps * max(1, options.epochs // 10), solve_every=max(1, steps // 2))
-    tree_loss = ChannelTreeLoss(model, options.tree_weight, pull)
+    tree_signs = None
+    if options.tree_ratio is not None:
+        tree_signs = TreeSigns(model, steps * options.epochs, ratio=options.tree_ratio)
 
     def on_device(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for some, right in batches(images, labels, options.batch, options.seed, epoch):
@@ -194,8 +194,8 @@ def train(options: argparse.Namespace) -> None:
     trainer = Trainer(
         model,
         on_device,
-        TrainingOptions(options.epochs, options.learning_rate, options.hold_from, options.hold_ratio),
-        tree_loss=tree_loss,
+        TrainingOptions(options.epochs, options.learning_rate),
+        tree_signs=tree_signs,
         checkpoint=options.checkpoint,
     )
     if options.checkpoint is not None and options.checkpoint.exists():
@@ -223,9 +223,9 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--tree-weight", type=float, default=0.0, metavar="λ", help="how hard channels are pulled")
-    parser.add_argument("--hold-from", type=int, metavar="EPOCH", help="epoch from which the trees are held")
-    parser.add_argument("--hold-ratio", type=float, metavar="RATIO", help="shorten to this cost ratio first")
+    parser.add_argument(
+        "--tree-ratio", type=float, metavar="RATIO", help="cost of the channel trees over their weights"
+    )
     parser.add_argument("--checkpoint", type=Path, help="written after each epoch, continued from if it is there")
     parser.add_argument("--out", type=Path, default=Path("cifar10.onnx"))
     parser.add_argument("--seed", type=int, default=0)

@@ -1,8 +1,8 @@
 """Train a small binary network on scikit-learn's handwritten digits and write it as ONNX.
 
     pip install 'bnn-compiler[train]' scikit-learn
-    python examples/train_digits.py                       # under two minutes on two cores
-    python examples/train_digits.py --tree-weight 0.002   # output channels that differ in fewer weights
+    python examples/train_digits.py                     # under two minutes on two cores
+    python examples/train_digits.py --tree-ratio 0.12   # output channels that differ in fewer weights
 
 Writes ``digits.onnx`` and ``digits_test.npz`` (the held-out images ``image``, float32 [360, 1, 8, 8], and ``label``,
 int64 [360]) beside this file. Seeded: the same versions on the same machine give the same network.
@@ -30,10 +30,9 @@ from torch.nn import functional
 from bnn_compiler.train import (
     BinaryConv2d,
     BinaryLinear,
-    ChannelTreeLoss,
-    PullOptions,
     Trainer,
     TrainingOptions,
+    TreeSigns,
     cost_ratios,
     export,
 )
@@ -80,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a binary network on scikit-learn's digits.")
     parser.add_argument("--epochs", type=int, default=80)
     parser.add_argument(
-        "--tree-weight", type=float, default=0.0, metavar="λ", help="how hard channels are pulled together"
+        "--tree-ratio", type=float, metavar="RATIO", help="cost of the channel trees over their weights"
     )
     parser.add_argument("--checkpoint", type=Path, help="written after each epoch, continued from if it is there")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write to")
@@ -98,11 +97,14 @@ def main() -> None:
 
     net = DigitsNet()
     steps = -(-len(images) // BATCH)
+    tree_signs = None
+    if arguments.tree_ratio is not None:
+        tree_signs = TreeSigns(net, steps * arguments.epochs, ratio=arguments.tree_ratio)
     trainer = Trainer(
         net,
         lambda epoch: batches(images, labels, epoch),
         TrainingOptions(arguments.epochs, learning_rate=5e-3),
-        tree_loss=ChannelTreeLoss(net, arguments.tree_weight, PullOptions(warm_up=10 * steps, solve_every=steps)),
+        tree_signs=tree_signs,
         checkpoint=arguments.checkpoint,
     )
     if arguments.checkpoint is not None and arguments.checkpoint.exists():

@@ -110,7 +110,7 @@ class TreeSigns:
             raise UsageError(f"steps is {steps}: one at least is needed")
         self.steps, self.weight, self.ratio = steps, weight, ratio
         self.model, self.layers = model, tree_layers(model, layers)
-        self.step, self.finished = 0, False
+        self.step, self.finished, self._next_solve = 0, False, 0
         self._coupling, self._first_ratio = 0.0, 0.0
         self._signs = {name: _LayerSigns() for name in self.layers}
         for name, layer in self.layers.items():
@@ -119,8 +119,9 @@ class TreeSigns:
     def begin_step(self) -> None:
         """Solve trees if they are due, set λ, and count a step; before each forward pass."""
         options, since = self.options, self.step - self.options.start * self.steps
-        if since >= 0 and self.weight != 0 and self.step % options.solve_every == 0:
+        if since >= 0 and self.weight != 0 and self.step >= self._next_solve:
             ratio = self._solve()
+            self._next_solve = self.step + options.solve_every
             span = (options.until - options.start) * self.steps
             part = min(1.0, since / span) if span else 1.0
             if self.weight is not None:
@@ -151,21 +152,21 @@ class TreeSigns:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold for the same continuation."""
-        forests = {name: some.forest and some.forest.state() for name, some in self._signs.items()}
         return {
             "step": self.step,
+            "next solve": self._next_solve,
             "finished": self.finished,
-            "λ": self._coupling,
+            "coupling": self._coupling,
             "first ratio": self._first_ratio,
-            "forests": forests,
+            "forests": {name: some.forest and some.forest.state() for name, some in self._signs.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state_dict``'s."""
-        self.step, self._first_ratio = state["step"], state["first ratio"]
+        self.step, self._next_solve, self._first_ratio = state["step"], state["next solve"], state["first ratio"]
         for name, forest in state["forests"].items():
             self._signs[name].forest = None if forest is None else Forest(**forest).to(self.layers[name].weight.device)
-        self._couple(state["λ"])
+        self._couple(state["coupling"])
         if state["finished"]:
             self._leave()
 

@@ -26,6 +26,7 @@ from bnn_compiler.train import (
 )
 from bnn_compiler.train.forest import VARIANTS, Forest, centre_forest, solve_fast, tree_forest
 from bnn_compiler.train.forest_signs import forest_signs
+from bnn_compiler.train.layers import weight_signs
 from bnn_compiler.train.sign_matrices import sign_matrices
 
 SHAPE = TreeShape(max_depth=5, node_overhead=1.0)
@@ -97,7 +98,7 @@ def test_gradients_pass_to_overruled_weights() -> None:
     tree_signs = TreeSigns(layer, 10, weight=1.0, options=TreeSignsOptions(start=0.0, until=0.0))
     plain = layer.weight.detach() >= 0
     tree_signs.begin_step()
-    signs = layer.signs_of(layer.weight)
+    signs = weight_signs(layer)
     overruled = (signs.detach() > 0) != plain
     assert 0.02 < overruled.float().mean() < 0.5
     (signs * 3.0).sum().backward()
