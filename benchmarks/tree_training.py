@@ -76,7 +76,7 @@ class Method:
 
 
 #: Fine-tuning has no time to lose.
-_AT_ONCE = TreeSignsOptions(start=0.0, until=0.4, solve_every=10)
+_AT_ONCE = TreeSignsOptions(start=0.0, until=0.3, solve_every=20)
 
 METHODS = {
     "none": Method(),
@@ -84,9 +84,10 @@ METHODS = {
     "signs-0.5": Method(weight=0.5),
     "signs-1": Method(weight=1.0),
     "signs-2": Method(weight=2.0),
+    "signs-4": Method(weight=4.0),
     "ratio-0.12": Method(ratio=0.12),
     "ratio-0.07": Method(ratio=0.07),
-    "shorten-0.18": Method(ratio=0.18, options=_AT_ONCE, start="none", part=0.2, rate=0.5),
+    "shorten-0.18": Method(ratio=0.18, options=_AT_ONCE, start="none", part=0.2, rate=0.25),
     # What lost, or could have.
     "edges-1": Method(weight=1.0, options=TreeSignsOptions("edges")),
     "centres-1": Method(weight=1.0, options=TreeSignsOptions("centres")),
@@ -98,7 +99,7 @@ METHODS = {
 }
 
 #: The methods that differ in λ alone.
-LAMBDA_SWEEP = ("none", "signs-0.25", "signs-0.5", "signs-1", "signs-2")
+LAMBDA_SWEEP = ("none", "signs-0.25", "signs-0.5", "signs-1", "signs-2", "signs-4")
 
 COLUMNS = ["method", "lambda", "seed", "width", "epochs", "accuracy", "ratio", "depth"]
 LAYER_COLUMNS = ["ratio_conv1", "ratio_conv2", "ratio_conv3"]

@@ -28,7 +28,9 @@ from .sign_matrices import sign_matrices
 from .tree_layers import tree_layers
 
 #: λ at the first solve, where it is found for a given ratio; how fast it follows, and the most it may be.
-_FIRST, _GAIN, _MOST = 0.1, 0.5, 1e4
+_FIRST, _GAIN, _MOST = 0.1, 1.0, 1e4
+#: Of the ratio asked for, what is aimed at: what is missing at the end is cut with no training behind it.
+_AIM = 0.985
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class TreeSignsOptions:
     """
 
     variant: Variant = "synthetic"
-    solve_every: int = 25
+    solve_every: int = 100
     start: float = 0.1
-    until: float = 0.6
+    until: float = 0.4
     depth_weight: float = 0.0
     clusters: int = 8
     tree: TreeShape = field(default_factory=TreeShape)
@@ -190,7 +192,7 @@ class TreeSigns:
         """Raise λ where the ratio is above what it should be by now, lower it where it is below."""
         assert self.ratio is not None
         self._first_ratio = self._first_ratio or ratio
-        goal = self._first_ratio ** (1 - part) * self.ratio**part
+        goal = self._first_ratio ** (1 - part) * (_AIM * self.ratio) ** part
         self._couple(min(_MOST, (self._coupling or _FIRST) * (ratio / goal) ** _GAIN))
 
     def _couple(self, coupling: float) -> None:
