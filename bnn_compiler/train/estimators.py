@@ -4,11 +4,11 @@ The value is exactly that of the exported graph, ``x >= 0 ? 1 : -1``: zero and -
 is that of another function (a *straight-through estimator*):
 
 clipped_identity
-    of a clip to [-1, 1]: 1 for |x| <= 1, else 0. Binarized Neural Networks (Hubara et al., NIPS 2016, section 1.3)
-    and XNOR-Net (Rastegari et al., ECCV 2016, section 3.1).
+    of a clip to [-1, 1]: 1 for |x| <= 1, else 0. Binarized Neural Networks (Hubara et al., NIPS 2016) and
+    XNOR-Net (Rastegari et al., ECCV 2016, section 3.1).
 approx_sign
     of a piecewise parabola: 2 - 2|x| for |x| < 1, else 0, a better fit to a sign. Bi-Real Net (Liu et al., ECCV
-    2018, section 3.3).
+    2018).
 """
 
 from __future__ import annotations

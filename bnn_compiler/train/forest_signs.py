@@ -6,7 +6,7 @@ Where a binary layer takes sign(w), which minimises Σ |w|·[s ≠ sign(w)] over
 
 that is, the proximal operator of J/2 times the tree's cost, of which the sign is the case J = 0. Hidden nodes take part
 without a weight of their own. On a forest the minimum is found exactly in one pass up and one down (the max-product
-algorithm; Pearl, Probabilistic Reasoning in Intelligent Systems, 1988, chapter 4): in terms of w, with both sides times
+algorithm; Pearl, Probabilistic Reasoning in Intelligent Systems, 1988, chapter 5): in terms of w, with both sides times
 two, what a child tells its parent is its own preference, cut off at ±J·strength, since overruling one edge never costs
 more than that; a node then takes the sign of all it was told, and of J·strength times its parent's sign.
 

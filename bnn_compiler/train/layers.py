@@ -5,7 +5,7 @@ XNOR-Net (Rastegari et al., ECCV 2016, sections 3.1 and 3.2) gives a binary weig
 
     y = α · conv(sign(x − t), sign(w)) · K + bias
 
-with t = 0 or a learned threshold per input channel (ReActNet's RSign: Liu et al., ECCV 2020, section 4.2) and K = 1 or
+with t = 0 or a learned threshold per input channel (ReActNet's RSign: Liu et al., ECCV 2020) and K = 1 or
 the mean of |x| under the kernel's window. The binary convolution comes first and gives integers, exactly representable
 in float32; α and K multiply its result. So PyTorch, ONNX Runtime and the compiled kernels agree bit for bit as far as
 α·z, in whatever order they sum.
@@ -61,7 +61,7 @@ class BinaryConv2d(nn.Conv2d):
     """Convolution of signs: activations and weights ±1 (XNOR-Net).
 
     ``weight`` float [M, C / groups, kh, kw] are latent weights. ``scale=False`` leaves α out. ``input_scale=True``
-    multiplies each pixel by K, the box-filtered mean of |x| over the channels (XNOR-Net, equation 11).
+    multiplies each pixel by K, the box-filtered mean of |x| over the channels (XNOR-Net, section 3.2).
     """
 
     def __init__(
@@ -163,7 +163,7 @@ def weight_signs(layer: BinaryLayer) -> Tensor:
 
 
 def channel_scale(weight: Tensor) -> Tensor:
-    """α = mean |w| per output channel: the best scale of a sign in the least squares (XNOR-Net, equation 6); [M]."""
+    """α = mean |w| per output channel: the best scale of a sign in the least squares (XNOR-Net, section 3.1); [M]."""
     return cast(Tensor, weight.abs().mean(dim=tuple(range(1, weight.ndim))))
 
 
