@@ -121,14 +121,16 @@ class TreeSigns:
     def begin_step(self) -> None:
         """Solve trees if they are due, set λ, and count a step; before each forward pass."""
         options, since = self.options, self.step - self.options.start * self.steps
-        if since >= 0 and self.weight != 0 and self.step >= self._next_solve:
-            ratio = self._solve()
-            self._next_solve = self.step + options.solve_every
+        if since >= 0 and self.weight != 0:
             span = (options.until - options.start) * self.steps
             part = min(1.0, since / span) if span else 1.0
+            due = self.step >= self._next_solve
+            if due:
+                ratio = self._solve()
+                self._next_solve = self.step + options.solve_every
             if self.weight is not None:
                 self._couple(self.weight * part)
-            else:
+            elif due:
                 self._follow(ratio, part)
         self.step += 1
 

@@ -30,5 +30,8 @@ def test_train_and_test_are_made_of_disjoint_originals(script: dict[str, Any]) -
     make_splits = script["make_splits"]
     make_splits.__globals__["_make"] = lambda images, *_: originals.append({image.tobytes() for image in images})
     make_splits(1, 1)
-    train, test = originals
+    make_splits(1, 1, validation=True)
+    train, test, small_train, validation = originals
     assert len(train) > 1200 and len(test) > 450 and not train & test
+    assert len(small_train) > 950 and len(validation) > 250 and not small_train & validation
+    assert small_train | validation == train
