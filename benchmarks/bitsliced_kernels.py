@@ -157,8 +157,7 @@ def measure(layer: Layer, target: tvm.target.Target, effort: Effort) -> list[flo
     for name, program in programs.items():
         constants = bitsliced_conv2d_constants(layout, signs, zero_padded=True)
         function = bitsliced_conv2d(layout, program, constants, has_scale=False, has_bias=False, isa=isa)
-        rows = [program.first_rows] if geometry.groups > 1 else []
-        tables = [program.indices, program.nodes, *rows]
+        tables = program.tables
         kernels.add(name, function, [planes, *map(tensor, (*tables, *constants)), outputs[name]])
     thresholds = np.zeros(len(signs), np.int64)
     bounds = bitsliced_conv2d_bits_constants(layout, signs, thresholds, thresholds > 0, zero_padded=True)

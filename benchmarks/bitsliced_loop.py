@@ -55,7 +55,7 @@ def measure_loop(target: tvm.target.Target) -> None:
                 function = bitsliced_conv2d(layout, program, constants, has_scale=False, has_bias=False, isa=isa)
                 shape = (1, geometry.out_channels, geometry.out_height, geometry.out_width)
                 output = tensor(np.zeros(shape, np.float32))
-                tables = map(tensor, (program.indices, program.nodes, *constants))
+                tables = map(tensor, (*program.tables, *constants))
                 kernels.add(key, function, [planes, *tables, output])
     lanes = isa.vector_bits // 64
     kernels.add("floor", _floor_kernel(lanes, isa), [tensor(np.ones((rows, lanes), np.uint64)) for rows in (128, 12)])

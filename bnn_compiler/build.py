@@ -28,6 +28,7 @@ from bnn_compiler.passes.lift_derived_constants import derived_of
 from bnn_compiler.passes.relax_buffer_alignment import RelaxBufferAlignment
 from bnn_compiler.passes.return_through_parameters import ReturnThroughParameters
 from bnn_compiler.passes.run_in_one_call import BY_KERNEL, RunInOneCall, host_function, memory_report
+from bnn_compiler.passes.split_kernels import SplitKernels
 from bnn_compiler.report import MemoryReport
 from bnn_compiler.target import CompileTarget
 from bnn_compiler.tensor_spec import TensorSpec
@@ -48,6 +49,8 @@ def build_passes() -> tvm.transform.Sequential:
             ReturnThroughParameters(),
             RelaxBufferAlignment(),
             relax.transform.AttachGlobalSymbol(),
+            # ... with the code of equal kernels once ...
+            SplitKernels(),
             # ... and main's called from one function, on memory planned ahead. The others share memory, too.
             RunInOneCall(),
             relax.transform.StaticPlanBlockMemory(),
@@ -110,7 +113,7 @@ def _with_memory(manifest: Mapping[str, Any], memory: MemoryReport | None) -> Ma
 
 
 def _compile_callers(module: IRModule, target: CompileTarget) -> IRModule:
-    """Compile what only calls kernels (``RunInOneCall``), if anything, to an object file of its own.
+    """Compile what only calls kernels (``SplitKernels``, ``RunInOneCall``), if anything, to an object file of its own.
 
     TVM tells LLVM that buffers of different names never overlap, which holds inside a kernel. In one object file with
     the kernels LLVM would inline several of them into ``main_kernels``, where they name the same memory differently;

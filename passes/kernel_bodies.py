@@ -27,7 +27,7 @@ def split_kernel(kernel: tirx.PrimFunc, symbol: str) -> tuple[tirx.PrimFunc, tir
     pointers = [tirx.Var(str(buffer.name), PointerType(buffer.ty.dtype)) for buffer in kernel.params]
     views = [tirx.DeclBuffer(buffer, data=pointer) for buffer, pointer in zip(kernel.params, pointers, strict=True)]
     body = tirx.PrimFunc(pointers, tirx.SeqStmt([*views, kernel.body]), PrimType("int32"), kernel.attrs)
-    buffers = [_copy_buffer(buffer) for buffer in kernel.params]
+    buffers = [copy_buffer(buffer) for buffer in kernel.params]
     call = call_body(symbol, [buffer.data for buffer in buffers])
     entry = tirx.PrimFunc(buffers, call, kernel.ret_type, kernel.attrs).with_attr(CALLS_BODIES_ATTR, True)
     return body.with_attr({"global_symbol": symbol, "calling_conv": C_CONVENTION}), entry
@@ -55,7 +55,12 @@ def scratch_bytes(kernel: tirx.PrimFunc) -> int:
     return sum(size for size in sizes if size > _STACK_BYTES)
 
 
-def _copy_buffer(buffer: tirx.Var) -> tirx.Var:
+def copy_buffer(buffer: tirx.Var, shape: Sequence[tirx.Expr | int] | None = None) -> tirx.Var:
+    """Return another dense buffer of the same type, or of another shape."""
     return tirx.decl_buffer(
-        buffer.ty.shape, buffer.ty.dtype, buffer.name, scope=buffer.scope(), data_alignment=buffer.ty.data_alignment
+        buffer.ty.shape if shape is None else shape,
+        buffer.ty.dtype,
+        buffer.name,
+        scope=buffer.scope(),
+        data_alignment=buffer.ty.data_alignment,
     )

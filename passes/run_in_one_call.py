@@ -29,8 +29,9 @@ from tvm.ir import GlobalVar, PointerType, PrimType
 from bnn_compiler.memory_plan import ALIGNMENT, peak_bytes, plan_memory
 from bnn_compiler.report import MemoryReport
 
-from .kernel_bodies import CALLS_BODIES_ATTR, call_body, scratch_bytes, split_kernel
+from .kernel_bodies import CALLS_BODIES_ATTR, call_body, scratch_bytes
 from .lift_derived_constants import derived_of
+from .split_kernels import body_of
 from .straight_line import StraightLine, element_bytes, read_straight_line, tensor_bytes
 
 MAIN = "main"
@@ -44,7 +45,6 @@ MEMORY_ATTR = "bnnc.memory"
 CHECKED_ATTR = "bnnc.checks_parameters"
 
 _WORKSPACE_ATTR = "bnnc.workspace_bytes"
-_BODY_PREFIX = "bnnc_"
 _TENSOR_DATA = 1  # tvm::tirx::builtin::TVMStructFieldKind::kDLTensorData
 
 
@@ -52,14 +52,13 @@ _TENSOR_DATA = 1  # tvm::tirx::builtin::TVMStructFieldKind::kDLTensorData
 class RunInOneCall:
     """Turn ``main`` into one call of a host function.
 
-    Wants kernels called directly on explicitly allocated buffers, results written through parameters, alignments
-    relaxed and global symbols attached, before memory is planned for the virtual machine.
+    Wants kernels called directly on explicitly allocated buffers, results written through parameters, kernels split
+    (``SplitKernels``) and global symbols attached, before memory is planned for the virtual machine.
 
     1. ``main`` must be a straight line (``straight_line.py``). A ``main`` with anything else, such as control flow or
        functions of the runtime, stays as it is.
     2. An allocated tensor has its place in the workspace from the first to the last kernel that it is handed to.
-    3. A kernel becomes a body that takes pointers, for the host function, and an entry that checks tensors and calls
-       the body, for the virtual machine.
+    3. The host function calls bodies; the virtual machine calls entries, which check tensors and call the same bodies.
     4. The host function checks ``main``'s parameters. Constants come from the library itself and are not checked.
     """
 
@@ -72,14 +71,11 @@ class RunInOneCall:
         line = read_straight_line(module, main)
         if line is None:  # 1
             return module
+        symbols = {step.kernel: body_of(module, step.kernel) for step in line.steps}
         result = module.clone()
-        symbols = {step.kernel: f"{_BODY_PREFIX}{step.kernel.name_hint}" for step in line.steps}
-        for kernel, symbol in symbols.items():  # 3
-            body, entry = split_kernel(module[kernel], symbol)
-            result.update_func(GlobalVar(symbol), body)
-            result.update_func(kernel, entry)
-        host = _host_function(main, line, symbols)
-        memory = _memory_report(module, main, line, int(host.attrs[_WORKSPACE_ATTR]))
+        host = _host_function(main, line, symbols)  # 3
+        scratch = max((scratch_bytes(module[names[symbol]]) for symbol in symbols.values()), default=0)
+        memory = _memory_report(main, line, int(host.attrs[_WORKSPACE_ATTR]), scratch)
         result.update_func(GlobalVar(HOST), host.with_attr(MEMORY_ATTR, json.dumps(memory)))
         by_kernel = relax.utils.copy_with_new_vars(main).with_attr("global_symbol", BY_KERNEL)
         result.update_func(GlobalVar(BY_KERNEL), by_kernel)
@@ -143,12 +139,11 @@ def _one_call(main: relax.Function, line: StraightLine) -> relax.Function:
     return relax.Function(main.params, body, nothing, False, main.attrs).with_attr(CHECKED_ATTR, True)
 
 
-def _memory_report(module: tvm.IRModule, main: relax.Function, line: StraightLine, workspace: int) -> MemoryReport:
+def _memory_report(main: relax.Function, line: StraightLine, workspace: int, scratch: int) -> MemoryReport:
     derived = main.params[len(main.params) - len(derived_of(main)) :]
-    kernels = {step.kernel for step in line.steps}
     return {
         "activations_peak_bytes": peak_bytes(list(line.lifetimes().values())),
         "workspace_bytes": workspace,
-        "scratch_bytes": max((scratch_bytes(module[kernel]) for kernel in kernels), default=0),
+        "scratch_bytes": scratch,
         "constants_bytes": sum(tensor_bytes(constant) for constant in [*line.constants, *derived]),
     }

@@ -92,6 +92,17 @@ def read_straight_line(module: tvm.IRModule, function: relax.Function) -> Straig
     return line
 
 
+def takes_dense_tensors(kernel: tirx.PrimFunc) -> bool:
+    """Whether all parameters are dense tensors that begin where their memory does."""
+    return all(
+        tirx.buffer.is_buffer_var(parameter)
+        and not parameter.ty.strides
+        and isinstance(parameter.ty.elem_offset, tirx.IntImm)
+        and int(parameter.ty.elem_offset) == 0
+        for parameter in kernel.params
+    )
+
+
 def tensor_bytes(tensor: relax.Expr) -> int:
     """Bytes of a tensor of static shape."""
     shape: list[int] = [int(extent) for extent in tensor.ty.shape]
@@ -113,14 +124,7 @@ def _takes_tensors(kernel: tvm.ir.BaseFunc, arguments: Sequence[relax.Expr]) -> 
     """Rule 2."""
     if not isinstance(kernel, tirx.PrimFunc) or len(kernel.params) != len(arguments):
         return False
-    return all(
-        tirx.buffer.is_buffer_var(parameter)
-        and not parameter.ty.strides
-        and isinstance(parameter.ty.elem_offset, tirx.IntImm)
-        and int(parameter.ty.elem_offset) == 0
-        and isinstance(argument, relax.Var | Constant)
-        for parameter, argument in zip(kernel.params, arguments, strict=True)
-    )
+    return takes_dense_tensors(kernel) and all(isinstance(argument, relax.Var | Constant) for argument in arguments)
 
 
 def _distinct_constants(steps: Sequence[Step]) -> list[Constant]:

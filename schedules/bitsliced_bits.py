@@ -73,7 +73,7 @@ def bitsliced_conv2d_bits(
     isa: Isa,
     name: str | None = None,
 ) -> PrimFunc:
-    """The kernel (planes, indices, nodes, [first_rows], thresholds, [class_masks, block_classes]) -> rows.
+    """The kernel (planes, indices, nodes, first_rows, thresholds, [class_masks, block_classes]) -> rows.
 
     ``rows`` is uint64 [O, words] with one bit per pixel in the order of the planes' blocks; those past the last pixel
     mean nothing. ``constants`` are those of ``bitsliced_conv2d_bits_constants``; like ``program`` they only give sizes.

@@ -68,14 +68,13 @@ def bitsliced_conv2d(
     name: str | None = None,
     chain: Chain = (),
 ) -> PrimFunc:
-    """The kernel (planes, indices, nodes, [first_rows], offsets, [pixel_class], [scale], [bias], operands) -> y.
+    """The kernel (planes, indices, nodes, first_rows, offsets, [pixel_class], [scale], [bias], operands) -> y.
 
     ``y`` [N, O, OH, OW] has passed ``chain``, whose operands are float32 [O] or of the shape of ``y``; only one image
     (N = 1) and a float32 result take one.
 
-    ``planes`` come from ``make_bit_planes``; ``first_rows`` int32 [G + 1] is there with several groups; ``constants``
-    are those of ``bitsliced_conv2d_constants``. ``program`` and ``constants`` only give the sizes of the arguments. An
-    int32 result takes neither scale nor bias.
+    ``planes`` come from ``make_bit_planes``; ``constants`` are those of ``bitsliced_conv2d_constants``. ``program`` and
+    ``constants`` only give the sizes of the arguments. An int32 result takes neither scale nor bias.
     """
     if out_dtype == "int32" and (has_scale or has_bias):
         raise ValueError("an int32 result takes neither scale nor bias")

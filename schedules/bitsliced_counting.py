@@ -48,14 +48,12 @@ _INDEX_BITS = 16
 
 def program_arguments(layout: PlaneLayout, program: ChannelProgram) -> list[Argument]:
     """The arguments that every counting kernel begins with."""
-    arguments = [
+    return [
         Argument("planes", layout.shape, "uint64"),
         Argument("indices", program.indices.shape, "uint16"),
         Argument("nodes", program.nodes.shape, "int32"),
+        Argument("first_rows", program.first_rows.shape, "int32"),
     ]
-    if layout.geometry.groups > 1:
-        arguments.append(Argument("first_rows", (layout.geometry.groups + 1,), "int32"))
-    return arguments
 
 
 class CounterEpilogue(Protocol):
@@ -113,13 +111,10 @@ class _RunEmitter:
         planes = bind((words + block * (layout.block_planes * self.lanes)).astype("int64"))
         self._count_roots(planes)
         self.epilogue.begin_block(block)
-        if layout.geometry.groups == 1:
-            with serial(self.sizes.nodes) as node:
-                self._node(planes, node)
-        else:
-            first = bind(load(self.buffers["first_rows"], group))
-            with serial(load(self.buffers["first_rows"], group + 1) - first) as node:
-                self._node(planes, first + node)
+        # The number of nodes is read, not known: layers of one geometry have the same code, whatever their trees.
+        first = bind(load(self.buffers["first_rows"], group))
+        with serial(load(self.buffers["first_rows"], group + 1) - first) as node:
+            self._node(planes, first + node)
 
     def _node(self, planes: Expr, node: Expr) -> None:
         fields = {

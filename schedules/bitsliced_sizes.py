@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bnn_compiler.schedules.bit_planes import PlaneLayout
 from bnn_compiler.schedules.bit_unslice import unslice_order
-from bnn_compiler.schedules.channel_program import LONG_BLOCK, ChannelProgram
+from bnn_compiler.schedules.channel_program import LONG_BLOCK, ChannelProgram, usual_slots
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa
 from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, code_bits, code_step
@@ -44,7 +44,6 @@ class BitslicedSizes:
     bits: int
     classes: int
     has_classes: bool
-    nodes: int
     slots: int
     planes: int
     isa: Isa
@@ -70,8 +69,7 @@ def make_sizes(
         counter_bits(layout.geometry, layout.alphabet),
         constants[0].shape[1],
         len(constants) > 1,
-        len(program.nodes),
-        program.slots,
+        max(program.slots, usual_slots(layout.geometry.group_out_channels)),
         program.planes,
         isa,
     )

@@ -7,8 +7,8 @@ Three-valued activations have two planes per weight, x > 0 and x < 0, and the se
 U = Σ_{w = +1} p + Σ_{w = −1} n. Then every weight that differs is one plane added and one taken.
 
 Counters live in slots. Nodes are visited depth first, the child with the largest subtree last, and a slot is free again
-once the last child has started from it, so that few counters are alive at once (at most log2 of the nodes + 1 on a
-tree). Groups follow each other, each with nodes of its own.
+once the last child has started from it, so that few counters are alive at once (at most log2 of the nodes + 1). Groups
+follow each other, each with nodes of its own.
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ class ChannelProgram:
     slots: int
 
     @property
+    def tables(self) -> tuple[NDArray[np.uint16], NDArray[np.int32], NDArray[np.int32]]:
+        """What counting kernels read besides planes, in the order of their arguments."""
+        return self.indices, self.nodes, self.first_rows
+
+    @property
     def planes(self) -> int:
         """Planes counted per block of pixels, padding included."""
         return len(self.indices)
@@ -80,6 +85,11 @@ class ChannelProgram:
 def index_scale(layout: PlaneLayout) -> int:
     """Indices are stored times eight where that fits 16 bits: then an address needs no shift."""
     return _SCALE if layout.level_planes * _SCALE <= MOST_PLANES else 1
+
+
+def usual_slots(channels: int) -> int:
+    """Slots that suffice for any tree of ``channels`` channels whose synthetic nodes have two children or more."""
+    return FIRST_SLOT + (2 * channels - 1).bit_length()
 
 
 def make_program(layout: PlaneLayout, trees: Sequence[ChannelTree]) -> ChannelProgram:

@@ -183,9 +183,7 @@ def bitsliced_kernels(spec: BinarySpec, isa: Isa, plan: BitslicedPlan) -> LayerK
     vectors = pack_node_vectors(layout, trees, program)
     expand = expand_program(layout, len(program.nodes), len(program.indices))
     indices = DerivedConstant(expand, (vectors, program.nodes), program.indices)
-    tables: list[Constant] = [indices, program.nodes]
-    if spec.geometry.groups > 1:
-        tables.append(program.first_rows)
+    tables: list[Constant] = [indices, program.nodes, program.first_rows]
     planes = make_bit_planes(layout, f"bit_planes_{alphabet}_{layout.lanes * WORD_BITS}")
     stages = (
         pack_kernel(spec, isa),

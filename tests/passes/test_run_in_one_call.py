@@ -189,7 +189,7 @@ def test_functions_of_the_runtime_stay_with_the_virtual_machine(tmp_path: Path) 
 
 
 def test_applies_once_and_changes_only_a_copy() -> None:
-    prepared = tvm.transform.Sequential(list(build_passes().passes)[:8])(chain((16,), 2))
+    prepared = tvm.transform.Sequential(list(build_passes().passes)[:9])(chain((16,), 2))
     assert isinstance(prepared["main"], relax.Function)
     text = prepared.script()
     once = tvm.transform.Sequential([RunInOneCall()])(prepared)

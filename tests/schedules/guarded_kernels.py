@@ -152,12 +152,11 @@ def run_guarded(cpu: str, side: str) -> None:
         pooled_bits = np.zeros(conv_bits_shape(pool_reader, "bipolar"), np.uint64)
         kernels.run_in_place("planes", [inside(bits)], planes)
         kernels.run_in_place("expand", [inside(pack_node_vectors(layout, trees, program)), nodes], indices)
-        first_rows = [program.first_rows] if geometry.groups > 1 else []
         y = z.astype(np.float32)
-        arguments = [inside(array) for array in (*first_rows, *constants, *parameters, *[y] * len(chain))]
+        arguments = [inside(array) for array in (program.first_rows, *constants, *parameters, *[y] * len(chain))]
         kernels.run_in_place("count", [planes, indices, nodes, *arguments], inside(z.astype(np.float32)))
         rows = inside(np.zeros((geometry.out_channels, layout.words_per_row), np.uint64))
-        arguments = [inside(array) for array in (*first_rows, *threshold_constants)]
+        arguments = [inside(array) for array in (program.first_rows, *threshold_constants)]
         kernels.run_in_place("threshold", [planes, indices, nodes, *arguments], rows)
         kernels.run_in_place("rows", [rows], inside(np.zeros(conv_bits_shape(reader, "bipolar"), np.uint64)))
         kernels.run_in_place("pooled_rows", [rows, *map(inside, masks)], inside(pooled_bits))

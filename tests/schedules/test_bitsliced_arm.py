@@ -39,10 +39,9 @@ def _cases(padding_name: str, isa: Isa, rng: np.random.Generator) -> dict[str, C
     y = epilogue_reference(z, scale.reshape(-1, 1, 1), bias.reshape(-1, 1, 1), fused=isa.fused_multiply_add)
     make_planes = make_bit_planes(layout, "planes")
     planes = CompiledKernels("x86-64", {"planes": make_planes}).run("planes", [bits], layout.shape, "uint64")
-    first_rows = [program.first_rows] if geometry.groups > 1 else []
     count = bitsliced_conv2d(layout, program, constants, has_scale=True, has_bias=True, isa=isa)
     expand = expand_program(layout, len(program.nodes), len(program.indices))
-    tables = [program.indices, program.nodes, *first_rows, *constants, scale, bias]
+    tables = [*program.tables, *constants, scale, bias]
     prefix = padding_name.partition("-")[0]
     return {
         f"{prefix}_planes": Case(make_planes, [bits], planes),

@@ -68,7 +68,6 @@ def _check(cpu: str, cases: dict[str, Case]) -> None:
         )
         functions[f"planes{i}"] = make_bit_planes(layout, f"planes{i}")
         functions[f"count{i}"] = bitsliced_conv2d_bits(layout, program, constants, isa=isa)
-        first_rows = [program.first_rows] if case.writer.groups > 1 else []
         column = (-1, 1, 1)
         reached = (z >= thresholds.reshape(column)) ^ inverted.reshape(column)
         masks: list[Array] = []
@@ -82,7 +81,7 @@ def _check(cpu: str, cases: dict[str, Case]) -> None:
         expected = pack_conv_reference(
             case.reader, reached.astype(np.float32), PackRule("gt"), (), pad_code=case.pad_bit, fused=True
         )
-        arguments: list[Array] = [program.indices, program.nodes, *first_rows, *constants]
+        arguments: list[Array] = [*program.tables, *constants]
         runs.append((name, layout, bits, arguments, masks, expected))
     kernels = CompiledKernels(cpu, functions)
     for i, (name, layout, bits, arguments, masks, expected) in enumerate(runs):

@@ -57,8 +57,7 @@ class Case:
         bounds = bitsliced_conv2d_bits_constants(
             self.layout, signs, thresholds, inverted, zero_padded=zero_padded, zero=codes.zero
         )
-        first_rows = [self.program.first_rows] if geometry.groups > 1 else []
-        tables: list[Array] = [self.program.indices, self.program.nodes, *first_rows]
+        tables: list[Array] = [*self.program.tables]
         self.arguments: list[Array] = [*tables, *constants]
         self.bits_arguments: list[Array] = [*tables, *bounds]
         self.reader = reader_of(geometry)

@@ -87,9 +87,8 @@ class Layer:
                 isa=isa,
             ),
         }
-        first_rows = [self.program.first_rows] if geometry.groups > 1 else []
         parameters = [array for array in (scale, bias) if array is not None]
-        self.arguments: list[Array] = [self.program.indices, self.program.nodes, *first_rows, *constants, *parameters]
+        self.arguments: list[Array] = [*self.program.tables, *constants, *parameters]
         self.expected: Array = z
         if case.out_dtype == "float32":
             column = (-1, 1, 1)

@@ -142,7 +142,7 @@ def test_bitsliced_chains(cpu: str, has_bias: bool) -> None:
     planes = compiled.run("planes", [bits], layout.shape, "uint64")
     for name, chain in CHAINS.items():
         operands, expected = chain_case(chain, y, rng)
-        arguments = [planes, program.indices, program.nodes, *constants, scale, *[bias][: int(has_bias)], *operands]
+        arguments = [planes, *program.tables, *constants, scale, *[bias][: int(has_bias)], *operands]
         np.testing.assert_array_equal(compiled.run(name, arguments, y.shape, "float32"), expected, err_msg=name)
     batch = make_layout(GEOMETRIES["pointwise"], padding.alphabet, isa)
     with pytest.raises(ValueError, match="one image"):
