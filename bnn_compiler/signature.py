@@ -41,7 +41,8 @@ class Signature:
         """Return the arrays of ``feeds`` in the order of the inputs, ready to hand over.
 
         Raises:
-            FeedError: one is missing, unknown, or of another shape or dtype.
+            FeedError: ``feeds`` is neither a mapping nor an array, or one is missing, unknown, or of another shape or
+                dtype.
         """
         if type(feeds) is dict and len(feeds) == len(self._named_inputs):
             bound = []
@@ -62,6 +63,8 @@ class Signature:
             if len(self.inputs) != 1:
                 raise FeedError(f"a bare array is no feed for several inputs; expected {_describe(self.inputs)}")
             return self.bind_positional([feeds])
+        if not isinstance(feeds, Mapping):
+            raise FeedError(f"feeds are a {type(feeds).__name__}; expected arrays by name: {_describe(self.inputs)}")
         try:
             arrays = [feeds[name] for name in self.input_names]
         except KeyError:
@@ -89,11 +92,13 @@ class Signature:
         They are the same array unless the caller's is strided, misaligned or shares memory with another of the call.
 
         Raises:
-            FeedError: an array is of another shape or dtype or read-only, or a name is unknown.
+            FeedError: ``out`` is no mapping, an array is of another shape or dtype or read-only, or a name is unknown.
         """
         results: list[Array] = []
         buffers: list[Array] = []
         used = 0
+        if type(out) is not dict and not isinstance(out, Mapping):
+            raise FeedError(f"out is a {type(out).__name__}; expected arrays by name: {_describe(self.outputs)}")
         for spec, (shape, dtype) in zip(self.outputs, self._output_types, strict=True):
             result = out.get(spec.name)
             if result is None:

@@ -179,6 +179,12 @@ GOOD = np.zeros((1, FEATURES), np.float32)
             lambda model: model.run({"x": GOOD, "y": GOOD}, {"output_0": np.broadcast_to(np.float32(0), GOOD.shape)}),
             "output 'output_0': the array is read-only",
         ),
+        (lambda model: model.run({"x": GOOD, "y": GOOD}, [GOOD]), "out is a list; expected arrays by name: output_0: "),
+        (
+            lambda model: model.run({"x": GOOD, "y": GOOD}, GOOD),
+            "out is a ndarray; expected arrays by name: output_0: ",
+        ),
+        (lambda model: model.run([GOOD, GOOD]), "feeds are a list; expected arrays by name: x: float32[1, 1024], y: "),
         (lambda model: model.run_function("main", [GOOD]), "main: got 1 arrays; expected x"),
     ],
 )

@@ -241,6 +241,35 @@ def test_more_flips_than_rounding_explains() -> None:
     assert "3 of 288 activations of layer 'conv1' have another sign" in str(results[2].failure)
 
 
+def test_values_at_a_threshold_are_named_as_the_cause() -> None:
+    """Sums of channel 3 that cancel are 2^-18 above its threshold in the one network, and below in the other."""
+    model, layers = make_model(float_tail=True), make_layers()
+    above, below = (with_initializer(model, "threshold", (0, 3, 0, 0), 1 + side * 2.0**-18) for side in (1, -1))
+    result = verify_model(ShowsBits(below, layers), Network(above), layers)
+    (first, *_), *_ = result.flips
+    assert first.layer == "conv1" and first.flips == first.near > 2
+    with pytest.raises(
+        VerificationError, match="'conv1' sees otherwise lie within rounding of its thresholds"
+    ) as caught:
+        result.raise_for_failure()
+    assert "bug" not in str(caught.value) and "--no-verify" in str(caught.value)
+
+
+def test_wrong_signs_away_from_a_threshold_are_a_bug() -> None:
+    model, layers = make_model(float_tail=True), make_layers()
+    result = verify_model(ShowsBits(model, layers, 3), Network(model), layers)
+    assert result.flips[0][0].near == 0 and result.undecided is None
+    with pytest.raises(VerificationError, match="this is a bug of the compiler"):
+        result.raise_for_failure()
+
+
+def test_without_shown_activations_both_causes_are_named() -> None:
+    model, layers = make_model(float_tail=True), make_layers()
+    result = verify(with_initializer(model, "threshold", (0, 3, 0, 0), 2.0), model, layers)
+    with pytest.raises(VerificationError, match=r"values within rounding of a threshold may be the cause, or a bug"):
+        result.raise_for_failure()
+
+
 def test_an_integer_only_network_has_no_flips() -> None:
     model, layers = make_model(), make_layers()
     assert verify_model(ShowsBits(model, layers), Network(model), layers).passed

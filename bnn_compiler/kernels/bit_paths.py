@@ -33,6 +33,7 @@ from bnn_compiler.constants import (
     static_shape,
 )
 from bnn_compiler.kernels.layer_kernels import alphabet_of, pack_rule, ring_code
+from bnn_compiler.kernels.variable_uses import variable_uses
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.schedules.bit_pool import can_pool
 from bnn_compiler.schedules.geometry import ConvGeometry
@@ -91,9 +92,9 @@ class _Graph:
         self._constants = ConstantEvaluator(self._values)
         self._readers: dict[Var, list[Var | None]] = {}
         for binding in bindings:
-            for variable in _variables(binding.value):
+            for variable in variable_uses(binding.value):
                 self._readers.setdefault(variable, []).append(binding.var)
-        for variable in _variables(function.body.body):
+        for variable in variable_uses(function.body.body):
             self._readers.setdefault(variable, []).append(None)
 
     def results(self) -> Iterator[tuple[Var, str]]:
@@ -148,7 +149,7 @@ class _Graph:
             if not isinstance(value, Call) or composite_name(value) is not None:
                 return None
             wanted.add(variable)
-            waiting += _variables(value)
+            waiting += variable_uses(value)
         return [variable for variable in self._values if variable in wanted]
 
 
@@ -179,7 +180,7 @@ def _is_pool(call: Call) -> bool:
 
 
 def _inputs(call: Call, constants: ConstantEvaluator) -> set[Var]:
-    return {variable for variable in _variables(call) if constants.value(variable) is None}
+    return {variable for variable in variable_uses(call) if constants.value(variable) is None}
 
 
 def _is_per_channel(call: Call, constants: ConstantEvaluator) -> bool:
@@ -241,17 +242,6 @@ def composite_name(value: Any) -> str | None:
     """The function that ``value`` calls, if it is a call of one."""
     is_call = isinstance(value, Call) and isinstance(value.op, GlobalVar)
     return str(value.op.name_hint) if is_call else None
-
-
-def _variables(expr: relax.Expr) -> set[Var]:
-    found: set[Var] = set()
-
-    def visit(part: Any) -> None:
-        if isinstance(part, Var):
-            found.add(part)
-
-    relax.analysis.post_order_visit(expr, visit)
-    return found
 
 
 def _reads_as_it_is(reader: BinarySpec) -> bool:

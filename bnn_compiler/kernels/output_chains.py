@@ -18,6 +18,7 @@ from tvm import relax
 from tvm.ir import Call, Var
 
 from bnn_compiler.constants import Array, ConstantEvaluator, dtype_of, op_name, prim_value, static_shape
+from bnn_compiler.kernels.variable_uses import variable_uses
 from bnn_compiler.schedules.output_chain import Chain, ChainStep, Operator
 
 _BINARY: dict[str, Operator] = {
@@ -65,9 +66,9 @@ class DataFlow:
         for block in function.body.blocks:
             for binding in block.bindings:
                 self.bindings[binding.var] = binding.value
-                for variable in _variables(binding.value):
+                for variable in variable_uses(binding.value):
                     self.uses.setdefault(variable, []).append(binding.var)
-        self.outputs.update(_variables(function.body.body))
+        self.outputs.update(variable_uses(function.body.body))
         self.constants = ConstantEvaluator(self.bindings)
 
     def only_user(self, variable: Var) -> Var | None:
@@ -85,22 +86,6 @@ def follow(flow: DataFlow, start: Var, taken: Set[Var]) -> OutputChain:
             break
         chain, variable = chain.joined(link), user
     return chain
-
-
-def _variables(expr: relax.Expr) -> list[Var]:
-    """The variables that ``expr`` reads, one entry per occurrence in a call's or a tuple's arguments."""
-    if isinstance(expr, Call):
-        return [variable for argument in expr.args for variable in _variables(argument)]
-    if isinstance(expr, relax.Tuple):
-        return [variable for field in expr.fields for variable in _variables(field)]
-    found: list[Var] = []
-
-    def visit(part: Any) -> None:
-        if isinstance(part, Var):
-            found.append(part)
-
-    relax.analysis.post_order_visit(expr, visit)
-    return found
 
 
 def _link(flow: DataFlow, call: relax.Expr, value: Var, result: Var) -> OutputChain | None:

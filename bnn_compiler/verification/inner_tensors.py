@@ -23,6 +23,9 @@ from bnn_compiler.verification.reference import Array, Reference, expose, node_a
 
 FIRST_FLIPS = 2
 FIRST_FLIP_SHARE = 1e-3
+NEAR_A_THRESHOLD = 2.0**-16
+"""Of a tensor's largest absolute value: what rounding may move its values by. Sums of thousands of terms of that size
+err by about sqrt(thousands)·2^-24 of it in float32, and a value has gone through a few of them."""
 
 Feeds = Mapping[str, Array]
 
@@ -45,16 +48,25 @@ class Runnable(Protocol):
 
 @dataclass(frozen=True)
 class FlipCheck:
-    """Sign flips of one layer's activations on one input; ``activations`` is their number."""
+    """Sign flips of one layer's activations on one input; ``activations`` is their number.
+
+    ``near`` counts the flips of values that lie within ``NEAR_A_THRESHOLD`` of a threshold in ONNX Runtime.
+    """
 
     layer: str
     flips: int
     activations: int
+    near: int = 0
 
     @property
     def plausible(self) -> bool:
         """Whether rounding alone may flip so many in the first layer that has any."""
         return self.flips <= max(FIRST_FLIPS, FIRST_FLIP_SHARE * self.activations)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether rounding decides every flipped sign, however many they are."""
+        return self.near == self.flips
 
 
 class InnerTensors:
@@ -88,11 +100,23 @@ class InnerTensors:
         found = []
         for layer in self._layers:
             if layer.function in bits:
-                expected = self._compiled.run_function(f"{layer.function}_bits", _layer_input(layer, values))
-                flips = int(np.unpackbits((bits[layer.function] ^ expected).view(np.uint8)).sum())
-                if flips:
-                    found.append(FlipCheck(layer.name, flips, math.prod(layer.input_shape)))
+                value = _layer_input(layer, values)
+                expected = self._binarised(layer, value)
+                flipped = bits[layer.function] ^ expected
+                if flipped.any():
+                    near = flipped & self._near_a_threshold(layer, value, expected)
+                    found.append(FlipCheck(layer.name, _ones(flipped), math.prod(layer.input_shape), _ones(near)))
         return [tuple(found)]
+
+    def _binarised(self, layer: BinaryLayer, value: Array) -> Array:
+        return self._compiled.run_function(f"{layer.function}_bits", value)
+
+    def _near_a_threshold(self, layer: BinaryLayer, value: Array, expected: Array) -> Array:
+        """The bits of a layer's activations that a shift of all its input changes, up or down."""
+        largest = np.abs(value[np.isfinite(value)]).max(initial=0.0)
+        shift = value.dtype.type(NEAR_A_THRESHOLD * largest)
+        changed = [self._binarised(layer, shifted) ^ expected for shifted in (value - shift, value + shift)]
+        return np.asarray(changed[0] | changed[1])
 
     def check_layers(self, values: Mapping[str, Array]) -> tuple[LayerCheck, ...]:
         """Every layer, fed ONNX Runtime's own input of it."""
@@ -105,6 +129,10 @@ class InnerTensors:
             for layer in self._layers
             if (output := layer.output_tensor) is not None
         )
+
+
+def _ones(bits: Array) -> int:
+    return int(np.unpackbits(bits.view(np.uint8)).sum())
 
 
 def _layer_input(layer: BinaryLayer, values: Mapping[str, Array]) -> Array:

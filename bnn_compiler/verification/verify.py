@@ -134,13 +134,36 @@ class VerificationResult:
         """Whether everything agrees."""
         return self.failure is None
 
+    @property
+    def undecided(self) -> FlipCheck | None:
+        """The first layer whose flipped signs explain a failure without any error; None if nothing does.
+
+        Every binary layer agrees, the network computes with floats, and on each input with flips all those of the first
+        layer that has any are of values so near a threshold that the order of a sum decides their sign.
+        """
+        first = [checks[0] for checks in self.flips if checks]
+        explained = first and not self.integer_only and all(layer.passed for layer in self.layers)
+        return first[0] if explained and all(check.undecided for check in first) else None
+
     def raise_for_failure(self) -> None:
-        """Raise :class:`VerificationError` unless everything agrees."""
-        if self.failure is not None:
+        """Raise :class:`VerificationError` unless everything agrees; say what may be the cause, and the way out."""
+        if self.failure is None:
+            return
+        undecided = self.undecided
+        if undecided is not None:
             raise VerificationError(
-                f"verification failed: {self.failure}; this is a bug of the compiler, please report it "
-                "(--algorithm float or --no-verify go around it)"
+                f"verification failed: {self.failure}; in ONNX Runtime the values that layer {undecided.layer!r} sees "
+                "otherwise lie within rounding of its thresholds, where the order of a float sum decides and neither "
+                "result is wrong, as in networks without trained weights; trained weights go around it, and so does "
+                "--no-verify where the outputs are not needed to agree"
             )
+        if not self.flips and not self.integer_only and all(layer.passed for layer in self.layers):
+            cause = "values within rounding of a threshold may be the cause, or a bug of the compiler: please report it"
+        else:
+            cause = "this is a bug of the compiler, please report it"
+        raise VerificationError(
+            f"verification failed: {self.failure}; {cause} (--algorithm float or --no-verify go around it)"
+        )
 
     def to_report(self) -> VerificationReport:
         """Return the ``verification`` entry of the report."""
