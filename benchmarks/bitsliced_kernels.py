@@ -151,7 +151,7 @@ def measure(layer: Layer, target: tvm.target.Target, effort: Effort) -> list[flo
     kernels = Kernels(target)
     kernels.add("pack", pack_conv_activations(geometry, isa=isa), [tensor(x), bits])
     popcount = popcount_conv2d(geometry, alphabet="bipolar", zero_padded=True, has_scale=False, has_bias=False, isa=isa)
-    constants = popcount_conv2d_constants(geometry, signs, alphabet="bipolar", zero_padded=True)
+    constants = popcount_conv2d_constants(geometry, signs, alphabet="bipolar", zero_padded=True, isa=isa)
     kernels.add("popcount", popcount, [bits, *map(tensor, constants), outputs["popcount"]])
     kernels.add("planes", make_bit_planes(layout, "planes"), [bits, planes])
     for name, program in programs.items():

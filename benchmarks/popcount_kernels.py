@@ -151,7 +151,7 @@ def kernel_calls(layer: Layer, signs: NDArray[np.bool_], x: _FLOATS, target: tvm
         product = popcount_conv2d(
             layer.geometry, alphabet=alphabet, zero_padded=True, has_scale=True, has_bias=True, isa=isa
         )
-        constants = popcount_conv2d_constants(layer.geometry, signs, alphabet=alphabet, zero_padded=True)
+        constants = popcount_conv2d_constants(layer.geometry, signs, alphabet=alphabet, zero_padded=True, isa=isa)
     else:
         assert layer.dense is not None
         rows, in_features, out_features = layer.dense

@@ -150,6 +150,14 @@ def store(buffer: Buffer, index: Index, value: Expr, lanes: int = 1) -> None:
     builder.buffer_store(buffer, value, [index if lanes == 1 else tirx.Ramp(_as_index(index), 1, lanes)])
 
 
+def prefetch(buffer: Buffer, index: Expr) -> None:
+    """Ask for the cache line of an element that will be read soon, into L1; the element need not exist."""
+    address = tirx.address_of(tirx.BufferLoad(buffer, [index]))
+    # For reading, of high locality, data.
+    hints = (tirx.const(value, "int32") for value in (0, 3, 1))
+    builder.evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch.p0", address, *hints))
+
+
 def _as_index(index: Index) -> Expr:
     return tirx.const(index, "int32") if isinstance(index, int) else index
 

@@ -31,15 +31,20 @@ def pack_dense_weights(signs: NDArray[np.bool_], alphabet: Alphabet) -> UInt64Ar
     Eight output features lie next to each other; features past N are zero words. Bits are in the strided order of dense
     activations: bit c of word l is input feature c·KW + l.
     """
-    features, depth = signs.shape
+    depth = signs.shape[1]
     words = words_per(depth)
     stacked = [signs, ~signs] if alphabet == "ternary" else [signs]
     packed = [pack_words(strided_order(part, words), words) for part in stacked]
     rows = np.concatenate(packed, axis=-1)
-    blocks = -(-features // DENSE_INTERLEAVE)
-    padded = np.zeros((blocks * DENSE_INTERLEAVE, rows.shape[1]), np.uint64)
-    padded[:features] = rows
-    return np.ascontiguousarray(padded.reshape(blocks, DENSE_INTERLEAVE, -1).swapaxes(1, 2))
+    return interleaved(rows, DENSE_INTERLEAVE)
+
+
+def interleaved(rows: UInt64Array, count: int) -> UInt64Array:
+    """Rows uint64 [N, K], ``count`` at a time side by side: [ceil(N/count), K, count], zero words past the last row."""
+    blocks = -(-len(rows) // count)
+    padded = np.zeros((blocks * count, rows.shape[1]), np.uint64)
+    padded[: len(rows)] = rows
+    return np.ascontiguousarray(padded.reshape(blocks, count, -1).swapaxes(1, 2))
 
 
 def strided_order(bits: NDArray[np.bool_], words: int) -> NDArray[np.bool_]:

@@ -27,7 +27,7 @@ from bnn_compiler.schedules.kernel_builder import (
     PrimFunc,
     build_kernel,
 )
-from bnn_compiler.schedules.pack_weights import pack_conv_weights
+from bnn_compiler.schedules.pack_weights import interleaved, pack_conv_weights
 from bnn_compiler.schedules.popcount import (
     Alphabet,
     OutDtype,
@@ -40,15 +40,25 @@ from bnn_compiler.schedules.popcount_conv_plan import PopcountPlan, conv_bits_sh
 
 
 def popcount_conv2d_constants(
-    geometry: ConvGeometry, signs: NDArray[np.bool_], *, alphabet: Alphabet, zero_padded: bool, zero: int | None = None
+    geometry: ConvGeometry,
+    signs: NDArray[np.bool_],
+    *,
+    alphabet: Alphabet,
+    zero_padded: bool,
+    isa: Isa,
+    zero: int | None = None,
 ) -> tuple[NDArray[np.generic], ...]:
     """The arguments of ``popcount_conv2d`` between bits and scale, from the weights' signs bool [O, Cg, kh, kw].
 
-    They are weights uint64 [O, K], then offsets int32 [O, classes] (where z's offset is not the same constant for all
-    channels), then the border class of each pixel, int32 [OH·OW] (where there is a border correction).
+    They are weights uint64 of ``PopcountPlan.weights_shape``, then offsets int32 [O, classes] (where z's offset is not
+    the same constant for all channels), then the border class of each pixel, int32 [OH·OW] or longer (where there is a
+    border correction).
     """
-    weights = pack_conv_weights(signs, alphabet)
     zero = default_zero(alphabet) if zero is None else zero
+    plan = PopcountPlan(geometry, alphabet, False, False, isa)
+    weights = pack_conv_weights(signs, alphabet)
+    if plan.channels_in_lanes:
+        weights = interleaved(weights, plan.unit.lanes)
     constant_part = channel_offsets(signs, alphabet, zero).reshape(-1, 1)
     if not has_border_correction(geometry, alphabet, zero_padded, zero):
         return (weights, constant_part) if has_offset_per_channel(alphabet, zero) else (weights,)
@@ -57,7 +67,7 @@ def popcount_conv2d_constants(
     corrections = tap_sums.reshape(len(signs), -1) @ outside.reshape(len(outside), -1).T.astype(np.int32)
     offsets = np.zeros((len(signs), padded_classes(len(outside))), np.int32)
     offsets[:, : len(outside)] = np.int32(zero) * corrections + constant_part
-    return weights, offsets, pixel_class
+    return weights, offsets, np.pad(pixel_class, (0, plan.class_entries - plan.pixels), mode="edge")
 
 
 def popcount_conv2d(
@@ -97,11 +107,11 @@ def product_arguments(plan: PopcountPlan, *, has_scale: bool, has_bias: bool) ->
     channels = (plan.geometry.out_channels,)
     arguments = [
         Argument("bits", conv_bits_shape(plan.geometry, plan.alphabet), "uint64"),
-        Argument("weights", (*channels, plan.weight_depth), "uint64"),
+        Argument("weights", plan.weights_shape, "uint64"),
     ]
     if plan.has_table or plan.offset_per_channel:
         arguments.append(Argument("offsets", (*channels, plan.classes), "int32"))
     if plan.has_table:
-        arguments.append(Argument("pixel_class", (plan.pixels,), "int32"))
+        arguments.append(Argument("pixel_class", (plan.class_entries,), "int32"))
     parameters = (("scale", has_scale), ("bias", has_bias))
     return [*arguments, *(Argument(name, channels, "float32") for name, is_there in parameters if is_there)]

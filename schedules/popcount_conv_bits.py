@@ -141,7 +141,7 @@ class _BitsEmitter(ConvEmitter):
             reached, missed = bind(tirx.Select(is_inverted, none, bit)), bind(tirx.Select(is_inverted, bit, none))
             word = self.bits.row(channel, first_pixel)
             for start, disagreements, width in row:
-                bound = self.offset(channel, first_pixel + start, width, valid)
+                bound = self.offset(channel, first_pixel + start, width)
                 found = tirx.Select(disagreements <= bound, splat(reached, width), splat(missed, width))
                 before = bits.get(start) if together else None
                 bits[start] = bind(found if before is None else before | found)

@@ -10,38 +10,24 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from bnn_compiler.schedules.intrinsics import has_avx512, lookup_int32
 from bnn_compiler.schedules.kernel_builder import (
     Buffer,
     Expr,
     Index,
     bind,
-    constant,
-    copy_lanes,
-    join,
     load,
     minimum,
     parallel,
-    register,
+    prefetch,
     serial,
-    splat,
-    store,
     tile_starts,
     workspace,
 )
-from bnn_compiler.schedules.popcount import (
-    HALF_BITS,
-    OutDtype,
-    PopcountTile,
-    code_bits,
-    common_offset,
-    float_result,
-    integer_result,
-    narrowed,
-    spans,
-    store_leading,
-)
-from bnn_compiler.schedules.popcount_conv_plan import TABLE_ALIGN, PopcountPlan
+from bnn_compiler.schedules.popcount import HALF_BITS, OutDtype, PopcountTile, code_bits, narrowed, spans
+from bnn_compiler.schedules.popcount_conv_channels import ChannelCounter
+from bnn_compiler.schedules.popcount_conv_columns import gather_columns
+from bnn_compiler.schedules.popcount_conv_plan import PopcountPlan
+from bnn_compiler.schedules.popcount_conv_results import ConvResults
 
 
 class ImageEmitter(Protocol):
@@ -63,14 +49,11 @@ def emit_images(plans: Sequence[PopcountPlan], emitter_of: Callable[[], ImageEmi
         emitter.emit_image(image)
 
 
-class ConvEmitter:
+class ConvEmitter(ConvResults):
     """Emits the loops of one convolution; ``results`` is what becomes of a register tile."""
 
     def __init__(self, plan: PopcountPlan, buffers: Mapping[str, Buffer], out_dtype: OutDtype = "float32") -> None:
-        self.plan = plan
-        self.out_dtype = out_dtype
-        self.unit = plan.unit
-        self.buffers = buffers
+        super().__init__(plan, buffers, out_dtype)
         lanes = self.unit.lanes
         band_pixels = plan.band_rows * plan.geometry.out_width
         vectors = min(self.unit.tile[0], -(-band_pixels // lanes))
@@ -78,10 +61,20 @@ class ConvEmitter:
         self.band_pixels = band_pixels
         #: The first of the output's channels that the convolution computes.
         self.first_output = 0
+        self.counter: ChannelCounter | None = None
         if plan.shared != "bands":
             self._make_columns()
             if plan.shared != "channels":
                 self._make_registers()
+
+    @property
+    def task_channels(self) -> int:
+        """Channels of a group that one thread computes."""
+        channels = self.plan.geometry.group_out_channels
+        if self.plan.shared != "channels":
+            return channels
+        # No two threads may set bits of the same word: each takes whole half words of channels.
+        return HALF_BITS if channels % HALF_BITS == 0 and self.first_output % HALF_BITS == 0 else channels
 
     def _make_columns(self) -> None:
         """Where a band's im2col is."""
@@ -91,8 +84,11 @@ class ConvEmitter:
     def _make_registers(self) -> None:
         """What one thread works with."""
         plan = self.plan
-        self.tile = PopcountTile(self.unit, *self.tile_shape, plan.weight_depth, code_bits(plan.alphabet))
-        self.spill = register(self.unit.lanes, self.out_dtype)
+        if plan.channels_in_lanes:
+            self.counter = ChannelCounter(plan, self.buffers, self.columns, self.task_channels)
+        else:
+            self.tile = PopcountTile(self.unit, *self.tile_shape, plan.weight_depth, code_bits(plan.alphabet))
+        self.make_spill()
 
     def emit_image(self, image: Expr) -> None:
         """Loop over groups and bands; the results of some pixels come twice."""
@@ -119,71 +115,81 @@ class ConvEmitter:
             column_start = plane * (plan.words * plan.pixels)
         else:
             column_start = 0
-            self._gather_columns(plane, first_row)
+            gather_columns(plan, self.buffers["bits"], self.columns, plane, first_row)
         self._multiply(image, group, column_start, first_row * geometry.out_width)
 
-    def _gather_columns(self, plane: Expr, first_row: Expr) -> None:
-        """columns[word, ky, kx][pixel] of one band; rows are copied in vectors that may overlap."""
-        plan = self.plan
-        geometry = plan.geometry
-        (kernel_height, kernel_width), (stride_y, stride_x) = geometry.kernel, geometry.strides
-        lanes = copy_lanes(geometry.out_width, 8)
-        full, rest = tile_starts(geometry.out_width, lanes, 1)
-        with (
-            serial(plan.words) as word,
-            serial(kernel_height) as tap_y,
-            serial(kernel_width) as tap_x,
-            serial(plan.band_rows) as row,
-        ):
-            input_row = (first_row + row) * stride_y + tap_y * geometry.dilations[0]
-            source = (plane * plan.words + word) * geometry.padded_height + input_row
-            source = bind(source * geometry.padded_width + tap_x * geometry.dilations[1])
-            k = (word * kernel_height + tap_y) * kernel_width + tap_x
-            target = bind(k * plan.column_stride + row * geometry.out_width)
-
-            def copy(start: Index) -> None:
-                value = load(self.buffers["bits"], source + start * stride_x, lanes, stride_x)
-                store(self.columns, target + start, value, lanes)
-
-            with serial(full) as vector:
-                copy(vector * lanes)
-            for start in rest:
-                copy(start)
-
     def _multiply(self, image: Expr, group: Expr, column_start: Index, first_pixel: Expr) -> None:
-        """Tiles of pixels outside, channels inside: a tile's columns stay in L1."""
-        lanes, vectors = self.unit.lanes, self.tile_shape[0]
+        """All channels of a group for a band of pixels; threads may share the channels."""
         channels = self.plan.geometry.group_out_channels
-        if self.band_pixels < lanes:
-            full, rest, valid = 0, [0], self.band_pixels
-        else:
-            full, rest = tile_starts(self.band_pixels, lanes, vectors)
-            valid = lanes
-
-        def pixels(tile: Expr, first_channel: Index, count: int) -> None:
-            first = tile * (vectors * lanes)
-            offsets = [vector * lanes for vector in range(vectors)]
-            start = group * channels + first_channel
-            self._channels(image, start, count, column_start + first, first_pixel + first, offsets, lanes)
-
-        def pixels_behind(first_channel: Index, count: int) -> None:
-            if rest:
-                start = group * channels + first_channel
-                self._channels(image, start, count, column_start, first_pixel, rest, valid)
-
         if self.plan.shared != "channels":
-            with serial(full) as tile:
-                pixels(tile, 0, channels)
-            pixels_behind(0, channels)
+            self._product(image, group * channels, channels, column_start, first_pixel)
             return
-        # No two threads may set bits of the same word: each takes whole half words of channels.
-        shared = HALF_BITS if channels % HALF_BITS == 0 and self.first_output % HALF_BITS == 0 else channels
-        with parallel(channels // shared) as task:
+        with parallel(channels // self.task_channels) as task:
             self._make_registers()
-            first_channel = bind(task * shared)
-            with serial(full) as tile:
-                pixels(tile, first_channel, shared)
-            pixels_behind(first_channel, shared)
+            first_channel = bind(group * channels + task * self.task_channels)
+            self._product(image, first_channel, self.task_channels, column_start, first_pixel)
+
+    def _product(self, image: Expr, first_channel: Expr, channels: int, column_start: Index, first_pixel: Expr) -> None:
+        """Adjacent channels for a band of pixels."""
+        if self.counter is None:
+            # Tiles of pixels outside, channels inside: a tile's columns stay in L1.
+            self._pixel_tiles(
+                lambda first, offsets, valid: self._channels(
+                    image, first_channel, channels, column_start + first, first_pixel + first, offsets, valid
+                )
+            )
+            return
+        # Tiles of channels outside, pixels inside: the columns are few, and a tile's weights stay in L1.
+        full, rest = divmod(channels, self.counter.channels)
+        with serial(full) as tile:
+            start = bind(first_channel + tile * self.counter.channels)
+            self._turned_channels(image, start, self.counter.channels, column_start, first_pixel)
+        if rest:
+            start = bind(first_channel + full * self.counter.channels)
+            self._turned_channels(image, start, rest, column_start, first_pixel)
+
+    def _pixel_tiles(self, emit: Callable[[Index, list[int], int], None]) -> None:
+        """Emit tiles of a band's pixels: the first pixel, the vectors' offsets from it, pixels that a vector has."""
+        lanes, vectors = self.unit.lanes, self.tile_shape[0]
+        if self.band_pixels < lanes:
+            emit(0, [0], self.band_pixels)
+            return
+        full, rest = tile_starts(self.band_pixels, lanes, vectors)
+        with serial(full) as tile:
+            emit(tile * (vectors * lanes), [vector * lanes for vector in range(vectors)], lanes)
+        if rest:
+            emit(0, rest, lanes)
+
+    def _turned_channels(
+        self, image: Expr, first_channel: Expr, channels: int, column_start: Index, first_pixel: Expr
+    ) -> None:
+        """A tile of channels in the lanes: count, then hand on the results row by row."""
+        counter, lanes = self.counter, self.unit.lanes
+        assert counter is not None
+        counter.count(first_channel, channels, column_start)
+
+        def hand_on(index: Index, rows: int, first: Index, offsets: list[int], valid: int) -> None:
+            disagreements = [
+                [
+                    (
+                        offsets[i],
+                        load(counter.counts, (index + j) * counter.stride + first + offsets[i], count * lanes),
+                        count * lanes,
+                    )
+                    for i, count in spans(offsets, lanes, self.plan.isa)
+                ]
+                for j in range(rows)
+            ]
+            self.results(image, bind(first_channel + index), disagreements, first_pixel + first, valid)
+
+        def pixels(first: Index, offsets: list[int], valid: int) -> None:
+            rows = self.tile_shape[1]
+            with serial(channels // rows) as block:
+                hand_on(block * rows, rows, first, offsets, valid)
+            if channels % rows:
+                hand_on(channels // rows * rows, channels % rows, first, offsets, valid)
+
+        self._pixel_tiles(pixels)
 
     def _channels(
         self,
@@ -220,13 +226,21 @@ class ConvEmitter:
         plan = self.plan
         lanes = self.unit.lanes
         first_channel = bind(first_channel)
+        weights = self.buffers["weights"]
+
+        def word_at(_plane: int, k: Index, j: int) -> Expr:
+            if j == 0 and plan.prefetches_weights:
+                # Over the steps, that is one line after the other of the next rows.
+                prefetch(weights, (first_channel + rows) * plan.weight_depth + k * rows)
+            return load(weights, (first_channel + j) * plan.weight_depth + k)
+
         totals = self.tile.emit(
             len(offsets),
             rows,
             lambda p, k, i: load(
                 self.columns, column_start + (k + p * plan.weight_depth) * plan.column_stride + offsets[i], lanes
             ),
-            lambda p, k, j: load(self.buffers["weights"], (first_channel + j) * plan.weight_depth + k),
+            word_at,
         )
         disagreements = [
             [
@@ -236,59 +250,3 @@ class ConvEmitter:
             for j in range(rows)
         ]
         self.results(image, first_channel, disagreements, first_pixel, valid)
-
-    def results(
-        self, image: Expr, first_channel: Expr, rows: list[list[tuple[int, Expr, int]]], first_pixel: Expr, valid: int
-    ) -> None:
-        """Store the results of adjacent channels: per channel spans of (offset from the first pixel, P, pixels)."""
-        plan = self.plan
-        for j, row in enumerate(rows):
-            channel = first_channel + j
-            parameters = self.parameters(channel)
-            output = bind((image * plan.geometry.out_channels + channel) * plan.pixels + first_pixel)
-            for start, disagreements, width in row:
-                y = self.value(disagreements, channel, parameters, first_pixel + start, width, valid)
-                store_leading(self.buffers["output"], output + start, y, self.leading(width, valid), width, self.spill)
-
-    def leading(self, width: int, valid: int) -> int:
-        """How many of ``width`` pixels exist: either every vector is whole, or there is one, and partly real."""
-        return valid if valid < self.unit.lanes else width
-
-    def parameters(self, channel: Expr) -> list[Expr | None]:
-        """Scale and bias of a channel, where there are any."""
-        return [bind(load(self.buffers[name], channel)) if name in self.buffers else None for name in ("scale", "bias")]
-
-    def value(
-        self, disagreements: Expr, channel: Expr, parameters: list[Expr | None], pixel: Expr, width: int, valid: int
-    ) -> Expr:
-        """z of ``width`` adjacent pixels of a channel, or float(z)·scale + bias."""
-        plan = self.plan
-        z = integer_result(disagreements, self.offset(channel, pixel, width, valid), plan.alphabet, width)
-        if self.out_dtype == "int32":
-            return z
-        scale, bias = (None if value is None else splat(value, width) for value in parameters)
-        return float_result(z, scale, bias, width, plan.isa)
-
-    def offset(self, channel: Expr, pixel: Expr, lanes: int, valid: int) -> Expr:
-        """The offset in z of ``lanes`` adjacent pixels of a channel, int32 x lanes; only ``valid`` if fewer exist."""
-        plan = self.plan
-        if not plan.has_table:
-            if plan.offset_per_channel:
-                return splat(load(self.buffers["offsets"], channel), lanes)
-            geometry = plan.geometry
-            weights = geometry.group_in_channels * geometry.kernel[0] * geometry.kernel[1]
-            return constant(common_offset(plan.alphabet, weights), "int32", lanes)
-        table = channel * plan.classes
-        offsets = self.buffers["offsets"]
-        if valid < self.unit.lanes:
-            # Fewer pixels than lanes: the class map ends here, so it cannot be loaded as a vector.
-            indices = [load(self.buffers["pixel_class"], pixel + min(lane, valid - 1)) for lane in range(lanes)]
-            return _gather(offsets, table, indices)
-        if has_avx512(plan.isa) and plan.classes <= 4 * TABLE_ALIGN:
-            entries = [load(offsets, table + start, lanes) for start in range(0, plan.classes, lanes)]
-            return lookup_int32(entries, load(self.buffers["pixel_class"], pixel, lanes), lanes)
-        return _gather(offsets, table, [load(self.buffers["pixel_class"], pixel + lane) for lane in range(lanes)])
-
-
-def _gather(table: Buffer, start: Expr, indices: list[Expr]) -> Expr:
-    return join([load(table, start + index) for index in indices])

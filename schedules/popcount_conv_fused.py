@@ -212,7 +212,7 @@ class _PartEmitter(ConvEmitter):
             bit = bind(tirx.const(1, "uint32") << (target % HALF_BITS).astype("uint32"))
             for start, disagreements, width in row:
                 leading = self.leading(width, valid)
-                y = self.value(disagreements, channel, parameters, first_pixel + start, width, valid)
+                y = self.value(disagreements, channel, parameters, first_pixel + start, width)
                 y = bind(self.chain.apply(y, chain_parameters, operand + start, width, leading))
                 if self.output is not None:
                     store_leading(self.output, output + start, y, leading, width, self.spill)

@@ -13,6 +13,12 @@ from bnn_compiler.schedules.popcount import Alphabet, code_bits, planes, words_p
 
 #: Bytes of im2col columns per band: a part of every L2 cache the kernels are meant for.
 _BAND_BYTES = 128 * 1024
+#: Weights that stay in L1 beside columns and results.
+_L1_WEIGHTS = 32 * 1024
+#: What turning a vector of counts costs, in steps of counting (see ``popcount_conv_channels``), and the share of the
+#: counting that must be saved for it.
+_TURN_STEPS = 4
+_WORTH_TURNING = 0.97
 #: Tables of border corrections are padded to vectors of this many entries.
 TABLE_ALIGN = 16
 #: Words that are worth being counted by several threads: starting them costs one to three microseconds, and a core with
@@ -75,6 +81,11 @@ class PopcountPlan:
         return padded_classes(len(border_classes(self.geometry)[1])) if self.has_table else 1
 
     @property
+    def class_entries(self) -> int:
+        """Entries of the map of border classes: those of the pixels, and enough to be loaded as a vector."""
+        return max(self.pixels, TABLE_ALIGN)
+
+    @property
     def is_pointwise(self) -> bool:
         """Whether the bits are already the columns."""
         geometry = self.geometry
@@ -122,6 +133,28 @@ class PopcountPlan:
         return self.depth * self.pixels * self.geometry.out_channels
 
     @property
+    def channels_in_lanes(self) -> bool:
+        """Whether vectors run over output channels, because pixels would leave too many lanes empty."""
+        channels, lanes = self.geometry.group_out_channels, self.unit.lanes
+        if self.bands > 1 or (self.geometry.groups > 1 and channels % lanes):
+            return False
+        of_pixels, of_channels = -(-self.pixels // lanes) * channels, -(-channels // lanes) * self.pixels
+        return of_channels * (self.depth + _TURN_STEPS) <= _WORTH_TURNING * of_pixels * self.depth
+
+    @property
+    def weights_shape(self) -> tuple[int, ...]:
+        """Shape of the packed weights: channels outside, or as many as a vector has lanes innermost."""
+        channels, lanes = self.geometry.out_channels, self.unit.lanes
+        if self.channels_in_lanes:
+            return (-(-channels // lanes), self.weight_depth, lanes)
+        return (channels, self.weight_depth)
+
+    @property
+    def prefetches_weights(self) -> bool:
+        """Whether weights are worth asking for early: rows of a few hundred bytes are too short for the hardware."""
+        return self.geometry.out_channels * self.weight_depth * 8 > _L1_WEIGHTS
+
+    @property
     def column_stride(self) -> int:
         """Elements between rows of the columns: whole vectors, and no multiple of 4 KiB, which would alias in L1."""
         if self.is_pointwise:
@@ -134,13 +167,15 @@ class PopcountPlan:
 class PopcountSizes:
     """Trip counts of the loops, per image, group and band unless said otherwise.
 
-    ``vectors`` of pixels in ``tiles`` register tiles, ``depth`` words per dot product, ``copied_rows`` rows of each of
-    the ``depth`` columns (none where the bits are the columns).
+    ``counters`` vectors of counts, in ``tiles`` columns of register tiles (the vectors that meet one broadcast word),
+    ``depth`` words per dot product; ``results`` vectors are handed on. ``copied_rows`` rows of each of the ``depth``
+    columns (none where the bits are the columns).
     """
 
     bands: int
-    vectors: int
+    counters: int
     tiles: int
+    results: int
     depth: int
     copied_rows: int
 
@@ -148,6 +183,11 @@ class PopcountSizes:
 def popcount_sizes(geometry: ConvGeometry, alphabet: Alphabet, isa: Isa) -> PopcountSizes:
     """The sizes of the kernel's loops, for estimates of its time."""
     plan = PopcountPlan(geometry, alphabet, has_table=False, offset_per_channel=False, isa=isa)
-    vectors = -(-plan.band_rows * geometry.out_width // plan.unit.lanes)
-    tiles = -(-vectors // plan.unit.tile[0])
-    return PopcountSizes(plan.bands, vectors, tiles, plan.depth, 0 if plan.is_pointwise else plan.band_rows)
+    channels, pixels = geometry.group_out_channels, plan.band_rows * geometry.out_width
+    vectors, words = -(-pixels // plan.unit.lanes), channels
+    results = vectors * words
+    if plan.channels_in_lanes:
+        vectors, words = -(-channels // plan.unit.lanes), pixels
+    tiles = -(-vectors // plan.unit.tile[0]) * words
+    copied = 0 if plan.is_pointwise else plan.band_rows
+    return PopcountSizes(plan.bands, vectors * words, tiles, results, plan.depth, copied)

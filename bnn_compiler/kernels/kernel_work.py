@@ -59,10 +59,10 @@ def popcount_work(geometry: ConvGeometry, alphabet: Alphabet, isa: Isa, *, zero_
     """The popcount kernel without packing."""
     sizes = popcount_sizes(geometry, alphabet, isa)
     bands = sizes.bands * geometry.batch * geometry.groups
-    results = bands * sizes.vectors * geometry.group_out_channels
+    results = bands * sizes.results
     work = _copies(geometry, sizes.depth * bands, sizes.copied_rows)
-    work["word"] = results * sizes.depth
-    work["tile_word"] = bands * sizes.tiles * geometry.group_out_channels * sizes.depth
+    work["word"] = bands * sizes.counters * sizes.depth
+    work["tile_word"] = bands * sizes.tiles * sizes.depth
     work["result"] = results
     if has_border_correction(geometry, alphabet, zero_padded):
         work["border"] = results

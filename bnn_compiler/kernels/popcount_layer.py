@@ -39,7 +39,7 @@ def popcount_kernels(spec: BinarySpec, isa: Isa) -> LayerKernels:
     if spec.geometry is not None:
         codes["zero_padded"] = needs_correction(spec)
         function = popcount_conv2d(spec.geometry, isa=isa, **codes, **epilogue)
-        constants = popcount_conv2d_constants(spec.geometry, signs, **codes)
+        constants = popcount_conv2d_constants(spec.geometry, signs, isa=isa, **codes)
     else:
         function = popcount_dense(spec.rows, spec.fan_in, spec.out_channels, isa=isa, **codes, **epilogue)
         constants = popcount_dense_constants(signs, **codes)

@@ -96,7 +96,7 @@ def conv_case(codes: Codes, geometry: ConvGeometry, isa: Isa, seed: int) -> tupl
     options: dict[str, Any] = {
         "alphabet": codes.alphabet, "zero_padded": codes.pad_code is None, "zero": codes.zero,
     }  # fmt: skip
-    constants = popcount_conv2d_constants(geometry, signs, **options)
+    constants = popcount_conv2d_constants(geometry, signs, isa=isa, **options)
     values = values_of(binarise(x, rule, (), fused=True), codes.alphabet, codes.zero)
     z = conv2d_reference(geometry, values, signs, codes.padding)
     if seed % 2 == 0:

@@ -113,7 +113,9 @@ def part_case(geometry: ConvGeometry, padding: Padding, chain: Chain, isa: Isa, 
     given = [scale if seed % 2 else None, bias if seed % 3 else None]
     value = epilogue_reference(z, *given, fused=isa.fused_multiply_add)
     part = FusedPart(geometry, padding.alphabet, padding.zero_padded, given[0] is not None, given[1] is not None, chain)
-    constants = popcount_conv2d_constants(geometry, signs, alphabet=padding.alphabet, zero_padded=padding.zero_padded)
+    constants = popcount_conv2d_constants(
+        geometry, signs, alphabet=padding.alphabet, zero_padded=padding.zero_padded, isa=isa
+    )
     operands, value = chain_case(chain, value, rng)
     parameters = [array.reshape(-1) for array in given if array is not None]
     return PartCase(part, [bits, *constants, *parameters, *operands], value)

@@ -42,6 +42,7 @@ _GEOMETRIES = [
     ConvGeometry(1, 9, 27, 24, 4, (3, 3), pads=(1, 1, 1, 1)),
     ConvGeometry(5, 33, 11, 12, 6, (3, 2), (2, 1), (1, 0, 2, 1), (1, 2), groups=3),
     ConvGeometry(3, 20, 16, 16, 3, (2, 5), pads=(0, 2, 1, 2)),
+    ConvGeometry(2, 130, 3, 3, 11, (3, 3), pads=(1, 1, 1, 1)),  # channels in the lanes of popcount kernels
 ]
 
 
@@ -110,7 +111,7 @@ def run_guarded(cpu: str, side: str) -> None:
         pool_reader = reader_of(pool, pads=(1, 0, 2, 1))
         masks = pool_masks(pool_reader, np.ones(geometry.out_channels, np.bool_))
         options: dict[str, Any] = {"alphabet": padding.alphabet, "zero_padded": padding.zero_padded}
-        popcount_constants = popcount_conv2d_constants(geometry, signs, **options)
+        popcount_constants = popcount_conv2d_constants(geometry, signs, isa=isa, **options)
         bounds = popcount_conv2d_bits_constants(
             geometry, popcount_constants, thresholds, thresholds > 2, alphabet=padding.alphabet
         )

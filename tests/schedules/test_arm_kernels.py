@@ -48,7 +48,7 @@ def _conv_case(
     values = values_of(binarise(x, rule, (), fused=True), alphabet)
     z = conv2d_reference(geometry, values, signs, 0 if zero_padded or alphabet != "bipolar" else -1)
     y = epilogue_reference(z, scale.reshape(-1, 1, 1), bias.reshape(-1, 1, 1), fused=isa.fused_multiply_add)
-    constants = popcount_conv2d_constants(geometry, signs, alphabet=alphabet, zero_padded=zero_padded)
+    constants = popcount_conv2d_constants(geometry, signs, alphabet=alphabet, zero_padded=zero_padded, isa=isa)
     pack = pack_conv_activations(geometry, isa=isa, predicate=predicate, alphabet=alphabet)
     conv = popcount_conv2d(geometry, alphabet=alphabet, zero_padded=zero_padded, has_scale=True, has_bias=True, isa=isa)
     return [Case(pack, [x], bits), Case(conv, [bits, *constants, scale, bias], y)]
@@ -110,6 +110,9 @@ def test_arm_kernels(name: str, tmp_path: Path) -> None:
         *_conv_case(everything, isa, rng, alphabet="unsigned", zero_padded=True),
         *_conv_case(everything, isa, rng, alphabet="ternary", zero_padded=True),
         *_code_cases(everything, isa),
+        # Output channels in the lanes, on NEON and in portable code.
+        *_conv_case(ConvGeometry(2, 130, 3, 3, 21, (3, 3)), isa, rng, alphabet="bipolar", zero_padded=True),
+        *_conv_case(ConvGeometry(2, 1300, 1, 5, 9, (1, 3)), isa, rng, alphabet="bipolar", zero_padded=True),
         *_conv_case(ConvGeometry(1, 5, 1, 1, 3, (1, 1)), isa, rng, alphabet="bipolar", zero_padded=True),
         *_dense_case(1, 1025, 43, isa, rng),
         *_dense_case(6, 300, 17, isa, rng),

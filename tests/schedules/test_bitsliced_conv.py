@@ -212,7 +212,7 @@ def test_same_as_the_popcount_kernel(cpu: str) -> None:
     planes = kernels.run("planes", [layer.bits], layer.layout.shape, "uint64")
     shape = layer.expected.shape
     bitsliced = kernels.run("count", [planes, *layer.arguments], shape, "float32")
-    constants = popcount_conv2d_constants(case.geometry, layer.signs, alphabet="bipolar", zero_padded=True)
+    constants = popcount_conv2d_constants(case.geometry, layer.signs, alphabet="bipolar", zero_padded=True, isa=isa)
     expected = kernels.run("popcount", [layer.bits, *constants, *layer.arguments[-2:]], shape, "float32")
     np.testing.assert_array_equal(bitsliced, expected)
 

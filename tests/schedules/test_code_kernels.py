@@ -36,6 +36,8 @@ GEOMETRIES = [
     ConvGeometry(2, 100, 5, 9, 7, (1, 1)),
     # Byte counters take 31 words of weight 1, so 15 of two planes overflow first here.
     ConvGeometry(1, 129, 7, 7, 5, (3, 3), pads=(1, 1, 1, 1)),
+    # Output channels in the lanes.
+    ConvGeometry(2, 130, 3, 3, 21, (3, 3), pads=(1, 1, 1, 1)),
 ]
 DENSE_SHAPES = [(1, 70, 43), (6, 300, 17), (3, 64, 8), (1, 1025, 100)]
 

@@ -58,7 +58,7 @@ class Case:
             z = conv2d_reference(writer, values, signs, source.padding)
             options |= {"zero_padded": source.pad_code is None, "zero": source.zero}
         thresholds, inverted = random_thresholds(z, rng), rng.random(len(signs)) < 0.3
-        constants = popcount_conv2d_constants(writer, signs, **options)
+        constants = popcount_conv2d_constants(writer, signs, isa=isa, **options)
         self.constants = popcount_conv2d_bits_constants(
             writer, constants, thresholds, inverted, alphabet=source.alphabet
         )
@@ -123,7 +123,7 @@ def test_the_only_pixel_for_a_dense_layer(channels: int, cpu: str) -> None:
         signs = random_signs(writer, "random", rng)
         bits, z = random_layer(writer, PADDINGS["bipolar-minus"], signs, rng)
         thresholds, inverted = random_thresholds(z, rng), rng.random(channels) < 0.3
-        constants = popcount_conv2d_constants(writer, signs, **options)
+        constants = popcount_conv2d_constants(writer, signs, isa=isa, **options)
         arguments = popcount_conv2d_bits_constants(writer, constants, thresholds, inverted, alphabet="bipolar")
         reached = (z >= thresholds.reshape(-1, 1, 1)) ^ inverted.reshape(-1, 1, 1)
         pool = pool_of(writer, 0) if name == "k1" else None  # 2x2 to a pixel
@@ -173,7 +173,7 @@ def test_groups_of_whole_words() -> None:
     thresholds = random_thresholds(z, rng)
     constants = popcount_conv2d_bits_constants(
         writer,
-        popcount_conv2d_constants(writer, signs, **options),
+        popcount_conv2d_constants(writer, signs, isa=isa, **options),
         thresholds,
         thresholds > 10**6,
         alphabet="unsigned",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from bnn_compiler.schedules.pack import pack_conv_activations
 from bnn_compiler.schedules.pack_rule import PackRule
 from bnn_compiler.schedules.popcount import OutDtype
 from bnn_compiler.schedules.popcount_conv import popcount_conv2d, popcount_conv2d_constants
-from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
+from bnn_compiler.schedules.popcount_conv_plan import PopcountPlan, conv_bits_shape
 from bnn_compiler.schedules.reference import (
     binarise,
     conv2d_reference,
@@ -26,6 +27,7 @@ from bnn_compiler.schedules.reference import (
     pack_conv_reference,
     values_of,
 )
+from bnn_compiler.worker_threads import use_threads
 from tests.schedules.kernel_harness import X86_CPUS, Array, CompiledKernels, cpu_target, misaligned, runnable_isa
 from tests.schedules.paddings import PADDINGS, Padding
 
@@ -52,7 +54,15 @@ GEOMETRIES = {
     "bands": ConvGeometry(1, 512, 19, 19, 5, (3, 3), pads=(1, 1, 1, 1)),
     # A single row exceeds the band.
     "deep-row": ConvGeometry(1, 640, 3, 40, 4, (7, 7), pads=(3, 3, 3, 3)),
+    # Maps that do not fill vectors: output channels are in the lanes, on AVX-512 at least (see SMALL_MAPS).
+    "2x2": ConvGeometry(3, 130, 2, 2, 37, (3, 3), pads=(1, 1, 1, 1)),
+    "3x3-in-place": ConvGeometry(2, 640, 3, 3, 40, (1, 1)),
+    "3x3-groups": ConvGeometry(2, 256, 3, 3, 32, (3, 3), pads=(1, 1, 1, 1), groups=2),
+    "3-pixels": ConvGeometry(1, 300, 1, 5, 19, (1, 3)),
+    "a-pixel": ConvGeometry(2, 130, 3, 3, 75, (3, 3)),
+    "7x7": ConvGeometry(1, 400, 7, 7, 72, (3, 3), pads=(1, 1, 1, 1)),
 }
+SMALL_MAPS = ["one-pixel", "2x2", "3x3-in-place", "3x3-groups", "3-pixels", "a-pixel", "7x7"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,9 @@ def _inputs_and_output(case: Case, isa: Isa, seed: int, x: Array | None = None) 
         x = x.astype(np.float32)
     signs = rng.random((geometry.out_channels, geometry.group_in_channels, *geometry.kernel)) < 0.5
     bits = pack_conv_reference(geometry, x, rule, (), pad_code=padding.pad_code, fused=True)
-    constants = popcount_conv2d_constants(geometry, signs, alphabet=padding.alphabet, zero_padded=padding.zero_padded)
+    constants = popcount_conv2d_constants(
+        geometry, signs, alphabet=padding.alphabet, zero_padded=padding.zero_padded, isa=isa
+    )
     scale = rng.standard_normal(geometry.out_channels).astype(np.float32) if case.has_scale else None
     bias = rng.standard_normal(geometry.out_channels).astype(np.float32) if case.has_bias else None
     values = values_of(binarise(x, rule, (), fused=True), padding.alphabet)
@@ -124,10 +136,44 @@ def test_shapes(cpu: str, padding: str) -> None:
 
 @pytest.mark.parametrize("cpu", X86_CPUS)
 def test_epilogues(cpu: str) -> None:
-    names = ["3x3", "9-pixels", "7-pixels", "everything"]
+    names = ["3x3", "9-pixels", "7-pixels", "everything", "2x2", "3x3-groups"]
     flags = itertools.product(names, PADDINGS.values(), [(False, False), (True, False), (False, True), (True, True)])
     cases = [Case(GEOMETRIES[name], padding, *flag, "float32") for name, padding, flag in flags]
     _check(cpu, {str(i): case for i, case in enumerate(cases[::5])})
+
+
+def test_small_maps_have_channels_in_their_lanes() -> None:
+    """And others have pixels; where these fill the vectors of a narrower machine, so has this one."""
+
+    def chosen(cpu: str) -> list[str]:
+        isa = detect_isa(cpu_target(cpu).tvm_target)
+        plans = {name: PopcountPlan(geometry, "bipolar", True, False, isa) for name, geometry in GEOMETRIES.items()}
+        return [name for name, plan in plans.items() if plan.channels_in_lanes]
+
+    assert set(SMALL_MAPS) <= set(chosen("znver4"))
+    assert not {"3x3", "pointwise", "everything", "41-pixels", "bands"} & set(chosen("znver4"))
+    assert {"3x3-groups", "a-pixel"} <= set(chosen("haswell")) <= set(chosen("znver4")) - {"2x2", "7x7"}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_share_channels_in_the_lanes(threads: int) -> None:
+    """A map of 7x7 pixels, and one pixel, whose tile would be wider than what a thread takes."""
+    isa = runnable_isa("znver4")
+    geometries = [
+        ConvGeometry(1, 512, 7, 7, 96, (3, 3), pads=(1, 1, 1, 1)),
+        ConvGeometry(1, 1024, 6, 6, 512, (6, 6)),
+    ]
+    cases = {str(geometry): Case(geometry, PADDINGS["bipolar-zero"], True, True, "float32") for geometry in geometries}
+    for geometry in geometries:
+        plan = PopcountPlan(geometry, "bipolar", True, False, isa)
+        assert plan.channels_in_lanes and plan.shared == "channels"
+    with ThreadPoolExecutor(1) as caller:  # the number of threads is the calling thread's
+
+        def check() -> None:
+            use_threads(threads)
+            _check("znver4", cases)
+
+        caller.submit(check).result()
 
 
 @pytest.mark.slow
@@ -181,7 +227,7 @@ def test_no_accumulator_overflows(cpu: str) -> None:
         signs[3] = True
         x = np.ones((1, geometry.in_channels, 1, 9), np.float32)
         bits = pack_conv_reference(geometry, x, PackRule("gt"), (), pad_code=0, fused=True)
-        weights = popcount_conv2d_constants(geometry, signs, alphabet="bipolar", zero_padded=True)
+        weights = popcount_conv2d_constants(geometry, signs, alphabet="bipolar", zero_padded=True, isa=isa)
         z = kernels.run(name, [bits, *weights], (1, 5, 1, 9), "int32")
         expected = np.full((1, 5, 1, 9), -geometry.in_channels)
         expected[:, 3] = geometry.in_channels
