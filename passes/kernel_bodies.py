@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import tvm
 import tvm_ffi
@@ -16,21 +16,41 @@ from .straight_line import element_bytes
 
 #: On a PrimFunc that does nothing but call bodies.
 CALLS_BODIES_ATTR = "bnnc.calls_bodies"
+_TENSOR_DATA = 1  # tvm::tirx::builtin::TVMStructFieldKind::kDLTensorData
 _STACK_BYTES = 1024  # TVM puts buffers up to this on the stack (runtime::kMaxStackAlloca)
 
 
-def split_kernel(kernel: tirx.PrimFunc, symbol: str) -> tuple[tirx.PrimFunc, tirx.PrimFunc]:
-    """Return the body of ``kernel``, named ``symbol``, and its entry, with the parameters and attributes of ``kernel``.
+def split_kernel(kernel: tirx.PrimFunc, symbol: str, checked: Collection[int]) -> tuple[tirx.PrimFunc, tirx.PrimFunc]:
+    """Return the body of ``kernel``, named ``symbol``, and its entry, which takes tensors as ``kernel`` does.
 
     The body takes a pointer for each tensor and returns 0 (``FinishPlainFunctions``), or another number after an error.
+    The entry checks the tensors at the positions ``checked``.
     """
     pointers = [tirx.Var(str(buffer.name), PointerType(buffer.ty.dtype)) for buffer in kernel.params]
     views = [tirx.DeclBuffer(buffer, data=pointer) for buffer, pointer in zip(kernel.params, pointers, strict=True)]
     body = tirx.PrimFunc(pointers, tirx.SeqStmt([*views, kernel.body]), PrimType("int32"), kernel.attrs)
-    buffers = [copy_buffer(buffer) for buffer in kernel.params]
-    call = call_body(symbol, [buffer.data for buffer in buffers])
-    entry = tirx.PrimFunc(buffers, call, kernel.ret_type, kernel.attrs).with_attr(CALLS_BODIES_ATTR, True)
+    parameters, data = [], []
+    for index, buffer in enumerate(kernel.params):
+        if index in checked:
+            parameter = copy_buffer(buffer)
+            data.append(parameter.data)
+        else:
+            parameter = unchecked_tensor(str(buffer.name))
+            data.append(data_of(parameter))
+        parameters.append(parameter)
+    entry = tirx.PrimFunc(parameters, call_body(symbol, data), kernel.ret_type, kernel.attrs)
+    entry = entry.with_attr(CALLS_BODIES_ATTR, True)
     return body.with_attr({"global_symbol": symbol, "calling_conv": C_CONVENTION}), entry
+
+
+def unchecked_tensor(name: str) -> tirx.Var:
+    """Return a parameter that takes any tensor."""
+    return tirx.Var(name, PointerType(PrimType("void")))
+
+
+def data_of(tensor: tirx.Var) -> tirx.Expr:
+    """Return where the elements of an ``unchecked_tensor`` begin."""
+    return tirx.tvm_struct_get(tensor, 0, _TENSOR_DATA, "handle")
 
 
 def call_body(symbol: str, pointers: Sequence[tirx.Expr]) -> tirx.Stmt:

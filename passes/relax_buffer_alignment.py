@@ -27,14 +27,23 @@ class RelaxBufferAlignment:
 
     def transform_module(self, module: IRModule, _context: tvm.transform.PassContext) -> IRModule:
         """Apply the pass to a copy of ``module``."""
-        exposed: dict[tvm.ir.GlobalVar, set[int]] = {}
-        for _, function in module.functions_items():
-            if isinstance(function, relax.Function):
-                _collect_exposed_parameters(module, function, exposed)
         result = module.clone()
-        for global_var, indices in exposed.items():
+        for global_var, indices in exposed_parameters(module).items():
             result.update_func(global_var, _relax_parameters(module[global_var], indices))
         return result
+
+
+def exposed_parameters(module: IRModule) -> dict[tvm.ir.GlobalVar, set[int]]:
+    """Return the positions at which kernels meet a caller's memory at any call site; only kernels with some are there.
+
+    Rules 1 to 3 of ``RelaxBufferAlignment``. What it says of a kernel's other parameters: they are constants of the
+    library or memory that the runtime allocates.
+    """
+    exposed: dict[tvm.ir.GlobalVar, set[int]] = {}
+    for _, function in module.functions_items():
+        if isinstance(function, relax.Function):
+            _collect_exposed_parameters(module, function, exposed)
+    return exposed
 
 
 def _collect_exposed_parameters(

@@ -24,12 +24,12 @@ from collections.abc import Mapping
 
 import tvm
 from tvm import relax, tirx
-from tvm.ir import GlobalVar, PointerType, PrimType
+from tvm.ir import GlobalVar
 
 from bnn_compiler.memory_plan import ALIGNMENT, peak_bytes, plan_memory
 from bnn_compiler.report import MemoryReport
 
-from .kernel_bodies import CALLS_BODIES_ATTR, call_body, scratch_bytes
+from .kernel_bodies import CALLS_BODIES_ATTR, call_body, data_of, scratch_bytes, unchecked_tensor
 from .lift_derived_constants import derived_of
 from .split_kernels import body_of
 from .straight_line import StraightLine, element_bytes, read_straight_line, tensor_bytes
@@ -45,7 +45,6 @@ MEMORY_ATTR = "bnnc.memory"
 CHECKED_ATTR = "bnnc.checks_parameters"
 
 _WORKSPACE_ATTR = "bnnc.workspace_bytes"
-_TENSOR_DATA = 1  # tvm::tirx::builtin::TVMStructFieldKind::kDLTensorData
 
 
 @tvm.transform.module_pass(opt_level=0, name="RunInOneCall")
@@ -58,7 +57,8 @@ class RunInOneCall:
     1. ``main`` must be a straight line (``straight_line.py``). A ``main`` with anything else, such as control flow or
        functions of the runtime, stays as it is.
     2. An allocated tensor has its place in the workspace from the first to the last kernel that it is handed to.
-    3. The host function calls bodies; the virtual machine calls entries, which check tensors and call the same bodies.
+    3. The host function calls bodies; the virtual machine calls entries, which check a caller's tensors and call the
+       same bodies.
     4. The host function checks ``main``'s parameters. Constants come from the library itself and are not checked.
     """
 
@@ -103,7 +103,7 @@ def _host_function(main: relax.Function, line: StraightLine, symbols: Mapping[Gl
     plan = plan_memory(list(lifetimes.values()))
     workspace = tirx.decl_buffer((max(plan.size, 1),), "uint8", "workspace", data_alignment=ALIGNMENT)
     parameters = [_parameter_buffer(parameter) for parameter in main.params]
-    handles = [tirx.Var(f"constant_{index}", PointerType(PrimType("void"))) for index in range(len(line.constants))]
+    handles = [unchecked_tensor(f"constant_{index}") for index in range(len(line.constants))]
     pointers = {variable: buffer.data for variable, buffer in zip(main.params, parameters, strict=True)}
     for variable, offset in zip(lifetimes, plan.offsets, strict=True):  # 2
         pointers[variable] = tirx.handle_add_byte_offset(workspace.data, tirx.const(offset, "int64"))
@@ -112,7 +112,7 @@ def _host_function(main: relax.Function, line: StraightLine, symbols: Mapping[Gl
         if isinstance(argument, relax.Var):
             return pointers[argument]
         index = next(i for i, constant in enumerate(line.constants) if constant.same_as(argument))
-        return tirx.tvm_struct_get(handles[index], 0, _TENSOR_DATA, "handle")
+        return data_of(handles[index])
 
     calls = [call_body(symbols[step.kernel], [pointer(argument) for argument in step.arguments]) for step in line.steps]
     attributes = {"global_symbol": HOST, "s_tir": True, CALLS_BODIES_ATTR: True, _WORKSPACE_ATTR: plan.size}

@@ -12,6 +12,9 @@ from tvm.ir import Call, Constant, GlobalVar
 
 from bnn_compiler.memory_plan import Lifetime
 
+#: On the entry of a split kernel: the symbol of the body that it calls.
+BODY_ATTR = "bnnc.body"
+
 
 @dataclass(frozen=True)
 class Step:
@@ -47,10 +50,10 @@ class StraightLine:
 def read_straight_line(module: tvm.IRModule, function: relax.Function) -> StraightLine | None:
     """Return what ``function`` does, or None if it is no straight line.
 
-    Wants kernels called directly on explicitly allocated buffers. Bindings may be
+    Wants kernels split (``SplitKernels``) and called directly on explicitly allocated buffers. Bindings may be
 
     1. allocations of static shape;
-    2. calls of PrimFuncs on dense tensors that begin where their memory does, and on nothing else;
+    2. calls of split kernels, which are those on dense tensors that begin where their memory does;
     3. other names of such tensors: variables, reshapes, tuples and their items, constants.
     """
     line = StraightLine()
@@ -122,9 +125,9 @@ def _is_static(tensor: relax.Var) -> bool:
 
 def _takes_tensors(kernel: tvm.ir.BaseFunc, arguments: Sequence[relax.Expr]) -> bool:
     """Rule 2."""
-    if not isinstance(kernel, tirx.PrimFunc) or len(kernel.params) != len(arguments):
+    if not isinstance(kernel, tirx.PrimFunc) or BODY_ATTR not in kernel.attrs:
         return False
-    return takes_dense_tensors(kernel) and all(isinstance(argument, relax.Var | Constant) for argument in arguments)
+    return all(isinstance(argument, relax.Var | Constant) for argument in arguments)
 
 
 def _distinct_constants(steps: Sequence[Step]) -> list[Constant]:

@@ -13,7 +13,8 @@ from tvm import IRModule, relax, tirx
 
 from bnn_compiler.build import build_library, build_passes
 from bnn_compiler.passes.run_in_one_call import BY_KERNEL
-from bnn_compiler.passes.split_kernels import BODY_ATTR, SplitKernels
+from bnn_compiler.passes.split_kernels import SplitKernels
+from bnn_compiler.passes.straight_line import BODY_ATTR
 from bnn_compiler.runtime import load
 from bnn_compiler.schedules.bitsliced_conv import bitsliced_conv2d, bitsliced_conv2d_constants
 from bnn_compiler.schedules.bitsliced_sizes import make_layout
@@ -130,6 +131,28 @@ def test_applies_once_and_changes_only_a_copy() -> None:
     assert module.script() == text
     assert once.script() != text
     assert tvm.transform.Sequential([SplitKernels()])(once).script() == once.script()
+
+
+def test_entries_check_a_callers_memory_alone() -> None:
+    """Of the first sum, whose result another kernel reads, nothing; of x -> relu(x), what is read and written."""
+    builder = relax.BlockBuilder()
+    kernel = builder.add_func(sum_kernel(3), "sum_rows")
+    of_rows = relax.TensorType((LANES,), "float32")
+    x = relax.Var("x", of_rows)
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            arguments = [relax.const(tables(3)[0]), relax.const(np.array([3], np.int32))]
+            total = builder.emit(relax.call_tir(kernel, arguments, of_rows))
+            result = builder.emit_output(relax.op.add(x, relax.op.nn.relu(total)))
+        builder.emit_func_output(result)
+    with parse_target("native").tvm_target:
+        built = build_passes()(builder.get())
+    checked = {
+        str(variable.name_hint): [bool(tirx.buffer.is_buffer_var(parameter)) for parameter in function.params]
+        for variable, function in built.functions_items()
+        if isinstance(function, tirx.PrimFunc) and BODY_ATTR in function.attrs
+    }
+    assert checked == {"sum_rows": [False] * 3, "relu": [False] * 2, "add": [True, False, True]}
 
 
 def test_bit_sliced_layers_of_one_geometry_have_the_same_code() -> None:
