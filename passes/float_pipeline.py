@@ -6,6 +6,7 @@ import tvm
 from tvm import relax
 
 from .fold_batch_norm import FoldBatchNorm
+from .fuse_conv_packs import FuseConvPacks
 from .fuse_named_ops import FuseNamedOps
 from .hoist_max_pool import HoistMaxPool
 from .lift_derived_constants import FUNCTION as DERIVATION
@@ -45,6 +46,7 @@ def float_pipeline(target: tvm.target.Target) -> list[tvm.transform.Pass]:
         relax.transform.DecomposeOpsForInference(),
         HoistMaxPool(),
         # Phase 2: our own kernels, then TVM's definition of everything else.
+        FuseConvPacks(target),
         LowerFloatOps(target),
         LowerSorts(),
         relax.transform.LegalizeOps(),

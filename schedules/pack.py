@@ -5,8 +5,10 @@ What becomes a bit stands in ``pack_rule``, how words are gathered in ``word_pac
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import asdict
+from typing import Any, Literal
 
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa
@@ -29,6 +31,20 @@ from bnn_compiler.schedules.padding_ring import copy_into_ring
 from bnn_compiler.schedules.popcount import WORD_BITS, Alphabet, code_bits, planes, words_per
 from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 from bnn_compiler.schedules.word_packer import WordPacker
+
+#: Attribute of the kernels of ``pack_conv_activations``: what ``read_pack`` reads.
+PACK_ATTR = "bnnc.pack"
+
+
+def read_pack(text: str) -> tuple[ConvGeometry, PackRule, int]:
+    """The reader's geometry, the rule and the ring's code of a kernel with the attribute ``PACK_ATTR``."""
+    entries = json.loads(text)
+
+    def immutable(value: Any) -> Any:
+        return tuple(map(immutable, value)) if isinstance(value, list) else value
+
+    geometry, rule = ({name: immutable(value) for name, value in entries[key].items()} for key in ("geometry", "rule"))
+    return ConvGeometry(**geometry), PackRule(**rule), int(entries["pad_code"])
 
 
 def pack_conv_activations(
@@ -58,7 +74,9 @@ def pack_conv_activations(
         Argument("bits", conv_bits_shape(geometry, alphabet), "uint64"),
     ]
     name = f"pack_conv_{alphabet}_{isa.name}"
-    return build_kernel(name, name, arguments, lambda buffers: _emit_conv(geometry, rule, pad_code, isa, buffers))
+    kernel = build_kernel(name, name, arguments, lambda buffers: _emit_conv(geometry, rule, pad_code, isa, buffers))
+    description = {"geometry": asdict(geometry), "rule": asdict(rule), "pad_code": pad_code}
+    return kernel.with_attr(PACK_ATTR, json.dumps(description))
 
 
 def pack_dense_activations(
