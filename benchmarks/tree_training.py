@@ -52,7 +52,7 @@ from bnn_compiler.train.sign_matrices import sign_matrices
 
 TRAIN_IMAGES, TEST_IMAGES = 12_000, 4_000
 IMAGES_PER_EPOCH = 4_000
-LEARNING_RATE = 4e-3
+LEARNING_RATE = 8e-3
 ROUNDS = 8
 
 
@@ -87,7 +87,7 @@ METHODS = {
     "signs-4": Method(weight=4.0),
     "ratio-0.12": Method(ratio=0.12),
     "ratio-0.07": Method(ratio=0.07),
-    "shorten-0.18": Method(ratio=0.18, options=_AT_ONCE, start="none", part=0.2, rate=0.125),
+    "shorten-0.18": Method(ratio=0.18, options=_AT_ONCE, start="none", part=0.2, rate=0.25),
     # What lost, or could have.
     "edges-1": Method(weight=1.0, options=TreeSignsOptions("edges")),
     "centres-1": Method(weight=1.0, options=TreeSignsOptions("centres")),
@@ -297,7 +297,7 @@ def main() -> None:
     command.add_argument("--csv", type=Path, required=True)
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     command.add_argument("--methods", nargs="+", choices=list(METHODS))
-    command.add_argument("--epochs", type=int, default=30, help="of all methods but those that continue another")
+    command.add_argument("--epochs", type=int, default=20, help="of all methods but those that continue another")
     command.add_argument("--width", type=int, default=64, help="channels of the first binary layer")
     command.add_argument("--validation", action="store_true", help="leave the test images alone")
     command.set_defaults(call=run)
