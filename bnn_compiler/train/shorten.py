@@ -24,6 +24,7 @@ from .tree_layers import tree_layers
 
 _STEPS, _MOST_SOLVES, _BISECTIONS = 6, 60, 20
 _MOST_COUPLING = 1e4
+_MARGIN = 0.002
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,10 @@ def _shorten(states: Sequence[_LayerState], ratio: float) -> None:
         cost = sum(state.cost for state in states)
         if cost <= goal:
             return
-        # By equal factors: trees of signs that are closer to the goal are better trees for it.
-        coupling = _coupling_of_cost(states, (goal / cost) ** (1 / max(1, _STEPS - solve)))
+        # By equal factors: trees of signs that are closer to the goal are better trees for it. A new tree may cost a
+        # little more than the one that the flips were chosen on, so late rounds aim lower and lower.
+        aim = goal * (1 - _MARGIN * max(0, solve - _STEPS))
+        coupling = _coupling_of_cost(states, (aim / cost) ** (1 / max(1, _STEPS - solve)))
         for state in states:
             state.signs = forest_signs(state.latent, state.forest, coupling)[: state.forest.channels]
             state.forest, state.cost = state.solve()
