@@ -6,13 +6,15 @@ A compiled network is one ELF shared library. Its section ``.bnnc.manifest`` hol
     0       16    magic
     16      4     format version, little endian (as all numbers)
     20      32    SHA-256 of the whole file with these 32 bytes zero
-    52      8     length n of the JSON text
-    60      n     JSON, UTF-8, keys sorted
+    52      8     length n of what follows
+    60      n     JSON, UTF-8, keys sorted; compressed as RFC 1950 says (zlib)
 
 The code is for TVM's virtual machine, whose functions take ``inputs``, then buffers for ``outputs``, then what is
 derived at load: where the manifest has a ``derivation``, whoever loads the library calls that ``function`` once, with a
 buffer for each of its ``outputs``, and hands to every function, after everything else, those buffers whose numbers its
-entry lists in ``derived`` (of ``functions``, or of the manifest itself for ``main``). Format 1 had no derivation.
+entry lists in ``derived`` (of ``functions``, or of the manifest itself for ``main``).
+
+Older formats are read, too: format 2 had its JSON uncompressed, format 1 no derivation either.
 
 ``kernels`` lists the kernel calls of ``main`` with the ONNX nodes that each computes (``profiling/kernel_table.py``);
 nothing but profiles needs it.
@@ -26,6 +28,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -40,8 +43,9 @@ from bnn_compiler.tensor_spec import TensorSpec
 
 Manifest = dict[str, Any]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SECTION_NAME = ".bnnc.manifest"
+_FIRST_COMPRESSED = 3
 _MAGIC = b"\x89bnnc\r\n\x1a\nSECT\x00\xf3\xa7"
 _HEADER = struct.Struct("<16sI32sQ")
 _DIGEST = slice(20, 52)
@@ -51,7 +55,8 @@ _ELF_MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "aarch64", "EM_ARM": "arm"
 def encode_section(manifest: Mapping[str, Any]) -> bytes:
     """Return the section's content for ``manifest``, with a zero digest (see ``seal``)."""
     text = json.dumps(manifest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    return _HEADER.pack(_MAGIC, FORMAT_VERSION, bytes(32), len(text)) + text
+    stored = zlib.compress(text, level=9)
+    return _HEADER.pack(_MAGIC, FORMAT_VERSION, bytes(32), len(stored)) + stored
 
 
 def seal(library: bytes) -> bytes:
@@ -96,11 +101,13 @@ def decode_manifest(library: bytes, name: str) -> Manifest:
             f"{name}: manifest format {version} is newer than this bnnc understands ({FORMAT_VERSION}); "
             "upgrade bnnc, or compile the model again with this one"
         )
-    text = library[start + _HEADER.size : start + _HEADER.size + length]
+    stored = library[start + _HEADER.size : start + _HEADER.size + length]
     try:
-        manifest = json.loads(text)
+        if len(stored) != length:
+            raise ValueError("the manifest ends behind the file's end")
+        manifest = json.loads(stored if version < _FIRST_COMPRESSED else _decompress(stored))
         machine = ELFFile(BytesIO(library)).header["e_machine"]
-    except (ValueError, ELFError) as error:
+    except (ValueError, zlib.error, ELFError) as error:
         # Only a file sealed by something other than this compiler gets here: the digest was right.
         raise ArtifactError(f"{name}: malformed ({error}); compile it again") from error
     if not isinstance(manifest, dict) or manifest.get("target", {}).get("architecture") != _ELF_MACHINES.get(machine):
@@ -151,6 +158,14 @@ def _find_section(library: bytes) -> int | None:
     if start < 0 or library.find(_MAGIC, start + 1) >= 0:
         return None
     return start
+
+
+def _decompress(stored: bytes) -> bytes:
+    stream = zlib.decompressobj()
+    text = stream.decompress(stored)
+    if not stream.eof or stream.unused_data:
+        raise ValueError("the manifest's length is wrong")
+    return text
 
 
 def _digest(library: bytes, start: int) -> bytes:

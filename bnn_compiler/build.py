@@ -18,7 +18,7 @@ from tvm.target import codegen
 
 from bnn_compiler.artifact import SECTION_NAME, encode_section, seal, spec_to_json
 from bnn_compiler.atomic_file import atomic_write, check_writable
-from bnn_compiler.code_generation import LIBRARY_PIPELINE, code_generation
+from bnn_compiler.code_generation import LIBRARY_PIPELINE, code_generation, register_pipeline
 from bnn_compiler.errors import ArtifactError
 from bnn_compiler.linker import Linker, find_linker, link_shared
 from bnn_compiler.passes.drop_repeated_checks import DropRepeatedChecks
@@ -28,10 +28,14 @@ from bnn_compiler.passes.lift_derived_constants import derived_of
 from bnn_compiler.passes.relax_buffer_alignment import RelaxBufferAlignment
 from bnn_compiler.passes.return_through_parameters import ReturnThroughParameters
 from bnn_compiler.passes.run_in_one_call import BY_KERNEL, RunInOneCall, host_function, memory_report
+from bnn_compiler.passes.share_checks import DropOwnChecks, ShareChecks
 from bnn_compiler.passes.split_kernels import SplitKernels
 from bnn_compiler.report import MemoryReport
 from bnn_compiler.target import CompileTarget
 from bnn_compiler.tensor_spec import TensorSpec
+
+#: Of what only calls kernels (``_compile_callers``).
+_CALLERS_PIPELINE = register_pipeline("bnnc.callers", [DropOwnChecks()])
 
 
 def build_passes() -> tvm.transform.Sequential:
@@ -126,7 +130,8 @@ def _compile_callers(module: IRModule, target: CompileTarget) -> IRModule:
     }
     if not callers:
         return module
-    library = tvm.tirx.build(IRModule(callers), target=target.tvm_target)
+    sharing = tvm.transform.Sequential([ShareChecks()])(IRModule(callers))
+    library = tvm.tirx.build(sharing, target=target.tvm_target, pipeline=_CALLERS_PIPELINE)
     rest = IRModule({variable: other for variable, other in module.functions_items() if variable not in callers})
     return rest.with_attrs({**(module.attrs or {}), "external_mods": [library]})
 

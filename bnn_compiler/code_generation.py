@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tvm
 from tvm import tirx
 from tvm.s_tir.pipeline import default_s_tir_pipeline
 from tvm.tirx.compilation_pipeline import register_tir_pipeline
-
-LIBRARY_PIPELINE = "bnnc"
-"""TVM's name for its usual lowering of PrimFuncs and ``FinishPlainFunctions``."""
 
 C_CONVENTION = 2
 """``calling_conv`` of a PrimFunc that is called as in C, with its arguments as they are.
@@ -69,9 +67,17 @@ class FinishPlainFunctions:
         return result
 
 
-def _library_pipeline() -> tuple[Any, Any, Any]:
-    lower, finalize_host, finalize_device = default_s_tir_pipeline()
-    return lower, lambda: tvm.transform.Sequential([FinishPlainFunctions(), finalize_host()]), finalize_device
+def register_pipeline(name: str, passes: Sequence[tvm.transform.Pass]) -> str:
+    """Give TVM's usual lowering of PrimFuncs, then ``passes`` and ``FinishPlainFunctions``, a name; return the name."""
+
+    def pipeline() -> tuple[Any, Any, Any]:
+        lower, finalize_host, finalize_device = default_s_tir_pipeline()
+        finish = tvm.transform.Sequential([*passes, FinishPlainFunctions(), finalize_host()])
+        return lower, lambda: finish, finalize_device
+
+    register_tir_pipeline(name, pipeline)
+    return name
 
 
-register_tir_pipeline(LIBRARY_PIPELINE, _library_pipeline)
+LIBRARY_PIPELINE = register_pipeline("bnnc", [])
+"""TVM's name for the pipeline of kernels."""

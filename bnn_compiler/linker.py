@@ -40,7 +40,8 @@ _LINK_FLAGS = (
     "-fPIC",
     "-nostartfiles",
     "-Wl,--build-id=none",
-    "-Wl,--strip-debug",
+    # What is called from outside has its name in the dynamic symbol table.
+    "-Wl,--strip-all",
     "-Wl,-z,noexecstack",
     # Calls between the object files of a library stay inside it, whatever names the process has loaded before.
     "-Wl,-Bsymbolic",

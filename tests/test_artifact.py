@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 from pathlib import Path
@@ -104,10 +105,30 @@ def test_newer_format(library: Path, tmp_path: Path) -> None:
     assert "newer than this bnnc understands" in refusal(tmp_path / "newer.so", newer)
 
 
+def test_format_before_compression(library: Path) -> None:
+    """Libraries of format 2 have plain JSON, and stay readable."""
+    content = library.read_bytes()
+    manifest = read_manifest(library)
+    text = json.dumps(manifest).encode()
+    start = content.index(artifact._MAGIC)
+    header = content[start : start + 16] + struct.pack("<I", 2) + bytes(32) + struct.pack("<Q", len(text))
+    assert decode_manifest(seal(content[:start] + header + text), "old.so") == manifest
+
+
+def test_manifest_is_compressed(library: Path) -> None:
+    content = library.read_bytes()
+    stored = struct.unpack_from("<Q", content, content.index(artifact._MAGIC) + 52)[0]
+    assert stored < len(json.dumps(read_manifest(library)).encode()) / 2
+    assert b"conv1" not in content
+
+
 def test_sealed_but_malformed(library: Path, tmp_path: Path) -> None:
     """The digest is right and the content is not: some other program's work, still one line."""
     content = library.read_bytes()
     for length in (0, 5, 1 << 40, (1 << 64) - 1):
+        assert "malformed" in refusal(tmp_path / "length.so", patched_header(content, 52, struct.pack("<Q", length)))
+    whole = struct.unpack_from("<Q", content, content.index(artifact._MAGIC) + 52)[0]
+    for length in (whole - 1, whole + 1):
         assert "malformed" in refusal(tmp_path / "length.so", patched_header(content, 52, struct.pack("<Q", length)))
     not_elf = seal(content[:4] + bytes(60) + content[64:])
     assert "malformed" in refusal(tmp_path / "header.so", not_elf)

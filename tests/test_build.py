@@ -39,7 +39,9 @@ def build_elsewhere(output: Path, target: str, seed: str) -> bytes:
     """Build in a new process with its own hash seed, working and temporary directory; return the library."""
     temporary = output.parent / f"tmp-{seed}-of-some-length"
     temporary.mkdir()
-    environment = {**os.environ, "PYTHONHASHSEED": seed, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}
+    # ONNX Runtime's telemetry leaves its own file there (`.ses`) when it is imported.
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+    environment |= {"PYTHONHASHSEED": seed, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)}
     subprocess.run(
         [sys.executable, "-c", BUILD_SCRIPT, str(output), target], cwd=temporary, env=environment, check=True
     )
