@@ -42,6 +42,8 @@ class TreeSignsOptions:
         solve_every: steps between two solves.
         start: part of the training after which signs begin to agree.
         until: part of the training at which λ, or the cost ratio, has reached what it shall be.
+        settle: part of the training after which trees, and a λ that follows a ratio, stay as they are: each new tree
+            disturbs some signs, and what is left of the learning rate must make up for it.
         depth_weight: extra weight of the deepest edges; 0 leaves depth to the solver's limit alone.
         clusters: channels per cluster centre of the variant ``centres``.
         tree: limits and prices of trees.
@@ -51,6 +53,7 @@ class TreeSignsOptions:
     solve_every: int = 100
     start: float = 0.1
     until: float = 0.4
+    settle: float = 0.7
     depth_weight: float = 0.0
     clusters: int = 8
     tree: TreeShape = field(default_factory=TreeShape)
@@ -61,8 +64,9 @@ class TreeSignsOptions:
             raise UsageError(f"variant {self.variant!r} is none of {', '.join(VARIANTS)}")
         if self.solve_every < 1 or self.clusters < 1:
             raise UsageError("solve_every and clusters must be 1 at least")
-        if not 0 <= self.start <= self.until <= 1:
-            raise UsageError(f"start ({self.start}) and until ({self.until}) are parts of the training, in this order")
+        if not 0 <= self.start <= self.until <= self.settle <= 1:
+            parts = f"start ({self.start}), until ({self.until}) and settle ({self.settle})"
+            raise UsageError(f"{parts} are parts of the training, in this order")
         if not (math.isfinite(self.depth_weight) and self.depth_weight >= 0):
             raise UsageError("depth_weight must not be negative")
 
@@ -124,7 +128,8 @@ class TreeSigns:
         if since >= 0 and self.weight != 0:
             span = (options.until - options.start) * self.steps
             part = min(1.0, since / span) if span else 1.0
-            due = self.step >= self._next_solve
+            settled = self._next_solve > 0 and self.step > options.settle * self.steps
+            due = self.step >= self._next_solve and not settled
             if due:
                 ratio = self._solve()
                 self._next_solve = self.step + options.solve_every

@@ -112,7 +112,7 @@ def test_lambda_alone_makes_trees_cheap(variant: Variant) -> None:
     for weight in (0.0, 0.5, 1.0):
         torch.manual_seed(0)
         layer = BinaryConv2d(16, 24, 3)
-        options = TreeSignsOptions(variant, solve_every=1, start=0.0, until=0.5)
+        options = TreeSignsOptions(variant, solve_every=1, start=0.0, until=0.5, settle=1.0)
         tree_signs = TreeSigns(layer, 8, weight=weight, options=options)
         for _ in range(8):
             tree_signs.begin_step()
@@ -136,6 +136,24 @@ def test_a_ratio_is_reached_and_kept_by_all_layers_together() -> None:
     tree_signs.finish()
     assert total_ratio(model) <= 0.2
     assert torch.equal(model[2].weight, dense)
+
+
+def test_trees_settle(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = BinaryConv2d(8, 8, 3)
+    options = TreeSignsOptions(solve_every=3, start=0.2, until=0.4, settle=0.5)
+    tree_signs = TreeSigns(layer, 20, ratio=0.2, options=options)
+    solved: list[int] = []
+    solve = TreeSigns._solve
+    monkeypatch.setattr(TreeSigns, "_solve", lambda self: solved.append(self.step) or solve(self))
+    for _ in range(20):
+        tree_signs.begin_step()
+    assert solved == [4, 7, 10]
+    # A training that is shorter than that still gets its one tree.
+    solved.clear()
+    short = TreeSigns(layer, 1, ratio=0.2, options=TreeSignsOptions(start=0.0, until=0.0, settle=0.0))
+    short.begin_step()
+    assert solved == [0]
 
 
 def test_an_export_before_the_end_has_the_signs_that_are_computed_with(tmp_path: object) -> None:
