@@ -87,7 +87,7 @@ METHODS = {
     "signs-4": Method(weight=4.0),
     "ratio-0.12": Method(ratio=0.12),
     "ratio-0.07": Method(ratio=0.07),
-    "shorten-0.18": Method(ratio=0.18, options=_AT_ONCE, start="none", part=0.2, rate=0.25),
+    "shorten-0.18": Method(ratio=0.18, options=_AT_ONCE, start="none", part=0.2, rate=0.0625),
     # What lost, or could have.
     "edges-1": Method(weight=1.0, options=TreeSignsOptions("edges")),
     "centres-1": Method(weight=1.0, options=TreeSignsOptions("centres")),

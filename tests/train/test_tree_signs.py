@@ -145,7 +145,12 @@ def test_trees_settle(monkeypatch: pytest.MonkeyPatch) -> None:
     tree_signs = TreeSigns(layer, 20, ratio=0.2, options=options)
     solved: list[int] = []
     solve = TreeSigns._solve
-    monkeypatch.setattr(TreeSigns, "_solve", lambda self: solved.append(self.step) or solve(self))
+
+    def noted(self: TreeSigns) -> float:
+        solved.append(self.step)
+        return solve(self)
+
+    monkeypatch.setattr(TreeSigns, "_solve", noted)
     for _ in range(20):
         tree_signs.begin_step()
     assert solved == [4, 7, 10]
