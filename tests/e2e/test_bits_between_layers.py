@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 import bnn_compiler
 from bnn_compiler.errors import VerificationError
 from bnn_compiler.kernels import bitsliced_layer
-from bnn_compiler.kernels.layer_kernels import LayerKernels
+from bnn_compiler.kernels.layer_kernels import PARTS_ATTR, LayerKernels
 from bnn_compiler.passes import expose_activation_bits
 from bnn_compiler.schedules.isa import Isa
 
@@ -97,7 +97,8 @@ def test_a_wrong_threshold_is_noticed(tmp_path: Path, monkeypatch: pytest.Monkey
             stages = kernels.bits_for(reader)
             if stages is None:
                 return None
-            bounds = stages[0].constants[2]
+            tables = int(stages[0].function.attrs[PARTS_ATTR][1])
+            bounds = stages[0].constants[tables]  # behind the program's
             bounds[1:3] += 40  # type: ignore[index]
             return stages
 
