@@ -76,7 +76,7 @@ class Method:
 
 
 #: Fine-tuning has no time to lose.
-_AT_ONCE = TreeSignsOptions(start=0.0, until=0.3, solve_every=20)
+_AT_ONCE = TreeSignsOptions(start=0.0, until=0.1, settle=0.5, solve_every=10)
 
 METHODS = {
     "none": Method(),
@@ -87,7 +87,7 @@ METHODS = {
     "signs-4": Method(weight=4.0),
     "ratio-0.12": Method(ratio=0.12),
     "ratio-0.07": Method(ratio=0.07),
-    "shorten-0.18": Method(ratio=0.18, options=_AT_ONCE, start="none", part=0.2, rate=0.0625),
+    "shorten-0.18": Method(ratio=0.18, options=_AT_ONCE, start="none", part=0.2, rate=0.125),
     # What lost, or could have.
     "edges-1": Method(weight=1.0, options=TreeSignsOptions("edges")),
     "centres-1": Method(weight=1.0, options=TreeSignsOptions("centres")),
@@ -97,8 +97,8 @@ METHODS = {
     "cut-0.18": Method(cut=0.18, start="none", part=0.0),
 }
 
-#: The methods that differ in λ alone.
-LAMBDA_SWEEP = ("none", "signs-0.25", "signs-0.5", "signs-1", "signs-2", "signs-4")
+#: The methods that differ in λ alone, be it given or what reaches a ratio.
+LAMBDA_SWEEP = ("none", "signs-0.25", "signs-0.5", "signs-1", "signs-2", "signs-4", "ratio-0.12", "ratio-0.07")
 
 COLUMNS = ["method", "lambda", "seed", "width", "epochs", "accuracy", "ratio", "depth"]
 LAYER_COLUMNS = ["ratio_conv1", "ratio_conv2", "ratio_conv3"]
@@ -116,10 +116,11 @@ def train(name: str, seed: int, data: tuple[Split, Split], width: int, all_epoch
         model.load_state_dict(torch.load(begun, weights_only=True)["model"])
     if method.cut is not None:
         shorten(model, method.cut, together=True)
-        return measure(name, seed, model, data[1], 0)
+        return measure(name, seed, model, data[1], 0, 0.0)
     epochs = Epochs(data[0], seed + 1000 * (method.start is not None), IMAGES_PER_EPOCH)
     options = TrainingOptions(max(1, round(method.part * all_epochs)), method.rate * LEARNING_RATE)
     steps = options.epochs * epochs.steps
+    strength = method.penalty or 0.0
     checkpoint = folder / f"{name}-{seed}.pt"
     tree_loss, tree_signs = None, None
     if method.penalty is not None:
@@ -133,17 +134,18 @@ def train(name: str, seed: int, data: tuple[Split, Split], width: int, all_epoch
     with Progress() as bar:
         task = bar.add_task(f"{name}, seed {seed}", total=options.epochs * epochs.steps, completed=trainer.step)
         trainer.run(lambda _epoch, step, _loss: bar.update(task, completed=step))
-    return measure(name, seed, model, data[1], options.epochs)
+    if tree_signs is not None:
+        strength = tree_signs.coupling
+    return measure(name, seed, model, data[1], options.epochs, strength)
 
 
-def measure(name: str, seed: int, model: ClutteredNet, split: Split, epochs: int) -> dict[str, Any]:
-    """The CSV's row."""
-    method = METHODS[name]
+def measure(name: str, seed: int, model: ClutteredNet, split: Split, epochs: int, strength: float) -> dict[str, Any]:
+    """The CSV's row; ``strength`` is λ, where it followed a ratio the last one."""
     ratios = cost_ratios(model)
     signs = [group for layer in binary_layers(model).values() for group in sign_matrices(layer)]
     return {
         "method": name,
-        "lambda": method.weight if method.penalty is None else method.penalty,
+        "lambda": round(strength, 4),
         "seed": seed,
         "width": model.stem.out_channels,
         "epochs": epochs,
@@ -266,23 +268,22 @@ def plot(options: argparse.Namespace) -> None:
     by_method: dict[str, list[dict[str, str]]] = {}
     for row in read_rows(options.csv):
         by_method.setdefault(row["method"], []).append(row)
-    pulled = sorted((name for name in by_method if name in LAMBDA_SWEEP), key=lambda name: METHODS[name].weight or 0.0)
-    weights = [METHODS[name].weight or 0.0 for name in pulled]
+    strengths = {name: float(np.mean([float(row["lambda"]) for row in rows])) for name, rows in by_method.items()}
+    swept = sorted((name for name in by_method if name in LAMBDA_SWEEP), key=lambda name: strengths[name])
+    weights = [strengths[name] for name in swept]
     times: dict[str, float] = {}
     for row in read_rows(options.latency):
         if row["kernels"] == "bitsliced" and row["layer"] != "network":
             times[row["method"]] = times.get(row["method"], 0.0) + float(row["microseconds"])
     figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
     for axis, column, title in zip(axes, ("accuracy", "ratio"), ("test accuracy, %", "cost ratio"), strict=False):
-        values = [[float(row[column]) for row in by_method[name]] for name in pulled]
+        values = [[float(row[column]) for row in by_method[name]] for name in swept]
         axis.errorbar(weights, [np.mean(v) for v in values], [np.std(v) for v in values], marker="o", capsize=3)
         axis.set_title(title)
-    timed = [(METHODS[name].weight or 0.0, times[name]) for name in pulled if name in times]
+    timed = [(strengths[name], times[name]) for name in swept if name in times]
     axes[2].plot(*zip(*timed, strict=True), marker="o")
     axes[2].set_title("binary layers, bit-sliced, µs (seed 0)")
-    smallest = min((weight for weight in weights if weight), default=1.0)
     for axis in axes:
-        axis.set_xscale("symlog", linthresh=smallest)
         axis.set_xlabel("λ")
         axis.set_ylim(bottom=0 if axis is not axes[0] else None)
         axis.grid(alpha=0.3)

@@ -122,6 +122,11 @@ class TreeSigns:
         for name, layer in self.layers.items():
             layer.signs_of = self._signs[name]
 
+    @property
+    def coupling(self) -> float:
+        """λ at present."""
+        return self._coupling
+
     def begin_step(self) -> None:
         """Solve trees if they are due, set λ, and count a step; before each forward pass."""
         options, since = self.options, self.step - self.options.start * self.steps
