@@ -49,7 +49,7 @@ def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 OPTIONS = TrainingOptions(epochs=4, learning_rate=5e-3)
 PULL = PullOptions(warm_up=4, total=18, solve_every=5, schedule="linear")
-SIGNS = TreeSignsOptions(start=0.4, until=0.8, solve_every=4)
+SIGNS = TreeSignsOptions(start=0.4, until=0.8, settle=0.9, solve_every=4)
 
 
 def trainer(
