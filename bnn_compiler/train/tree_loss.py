@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
 from bnn_compiler.errors import UsageError
 
-from .forest import VARIANTS, TreeShape, Variant, solve_fast
+from .neighbour_options import NeighbourOptions
 from .sign_matrices import like_weight, sign_matrices
 from .tree_layers import tree_layers
 from .tree_pull import centre_pull, tree_pull
@@ -42,43 +42,33 @@ _SHAPES: dict[Schedule, Callable[[float], float]] = {
 
 
 @dataclass(frozen=True)
-class PullOptions:
-    """How ``ChannelTreeLoss`` pulls.
+class PullOptions(NeighbourOptions):
+    """How ``ChannelTreeLoss`` pulls, beside which neighbours do.
 
     Attributes:
-        variant: which neighbours pull (``tree_pull``).
-        solve_every: steps between two solves.
         warm_up: steps without any pull, while the network finds features.
         total: steps of the whole training, for schedules that rise until its end.
         schedule: λ(step) / λ after the warm-up: ``constant``, or rising from 0 to 1 at ``total``.
         margin: how far a weight is pulled past 0, in latent units.
-        depth_weight: extra weight of the deepest edges; 0 leaves depth to the solver's limit alone.
-        clusters: channels per cluster centre of the variant ``centres``.
-        tree: limits and prices of trees.
     """
 
-    variant: Variant = "synthetic"
     solve_every: int = 50
     warm_up: int = 0
     total: int = 0
     schedule: Schedule = "constant"
     margin: float = 0.05
-    depth_weight: float = 0.0
-    clusters: int = 8
-    tree: TreeShape = field(default_factory=TreeShape)
 
     def __post_init__(self) -> None:
         """Check the options."""
-        if self.variant not in VARIANTS:
-            raise UsageError(f"variant {self.variant!r} is none of {', '.join(VARIANTS)}")
+        super().__post_init__()
         if self.schedule not in SCHEDULES:
             raise UsageError(f"schedule {self.schedule!r} is none of {', '.join(SCHEDULES)}")
-        if self.solve_every < 1 or self.clusters < 1 or self.warm_up < 0:
-            raise UsageError("solve_every and clusters must be 1 at least, warm_up must not be negative")
+        if self.warm_up < 0:
+            raise UsageError("warm_up must not be negative")
         if self.schedule != "constant" and self.total <= self.warm_up:
             raise UsageError(f"a {self.schedule} schedule needs total ({self.total}) above warm_up ({self.warm_up})")
-        if not (math.isfinite(self.margin) and self.margin >= 0 and self.depth_weight >= 0):
-            raise UsageError("margin and depth_weight must not be negative")
+        if not (math.isfinite(self.margin) and self.margin >= 0):
+            raise UsageError("margin must not be negative")
 
 
 class ChannelTreeLoss:
@@ -145,11 +135,9 @@ class ChannelTreeLoss:
             pulls = []
             for signs in sign_matrices(layer):
                 if options.variant == "centres":
-                    clusters = -(-len(signs) // options.clusters)
-                    pulls.append(centre_pull(signs, clusters, options.tree.seed))
+                    pulls.append(centre_pull(signs, options.cluster_count(signs), options.tree.seed))
                 else:
-                    tree = solve_fast(signs, options.tree, synthetic=options.variant == "synthetic")
-                    pulls.append(tree_pull(tree, options.depth_weight))
+                    pulls.append(tree_pull(options.solve(signs), options.depth_weight))
             self._pulls[name] = like_weight(pulls, layer.weight)
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ masks in the tree's place it is dynamic pruning with feedback, Lin et al., ICLR 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from bnn_compiler.errors import UsageError
 
 from .estimators import sign
-from .forest import VARIANTS, Forest, TreeShape, Variant, centre_forest, solve_fast, tree_forest
+from .forest import Forest, centre_forest, tree_forest
 from .forest_signs import StraightThroughSigns, forest_signs
 from .layers import weight_signs
+from .neighbour_options import NeighbourOptions
 from .shorten import shorten, write_signs
 from .sign_matrices import sign_matrices
 from .tree_layers import tree_layers
@@ -34,41 +35,26 @@ _AIM = 0.985
 
 
 @dataclass(frozen=True)
-class TreeSignsOptions:
-    """How ``TreeSigns`` goes about it.
+class TreeSignsOptions(NeighbourOptions):
+    """How ``TreeSigns`` goes about it, beside who agrees with whom.
 
     Attributes:
-        variant: who agrees with whom (``forest``).
-        solve_every: steps between two solves.
         start: part of the training after which signs begin to agree.
         until: part of the training at which λ, or the cost ratio, has reached what it shall be.
         settle: part of the training after which trees, and a λ that follows a ratio, stay as they are: each new tree
             disturbs some signs, and what is left of the learning rate must make up for it.
-        depth_weight: extra weight of the deepest edges; 0 leaves depth to the solver's limit alone.
-        clusters: channels per cluster centre of the variant ``centres``.
-        tree: limits and prices of trees.
     """
 
-    variant: Variant = "synthetic"
-    solve_every: int = 100
     start: float = 0.1
     until: float = 0.4
     settle: float = 0.7
-    depth_weight: float = 0.0
-    clusters: int = 8
-    tree: TreeShape = field(default_factory=TreeShape)
 
     def __post_init__(self) -> None:
         """Check the options."""
-        if self.variant not in VARIANTS:
-            raise UsageError(f"variant {self.variant!r} is none of {', '.join(VARIANTS)}")
-        if self.solve_every < 1 or self.clusters < 1:
-            raise UsageError("solve_every and clusters must be 1 at least")
+        super().__post_init__()
         if not 0 <= self.start <= self.until <= self.settle <= 1:
             parts = f"start ({self.start}), until ({self.until}) and settle ({self.settle})"
             raise UsageError(f"{parts} are parts of the training, in this order")
-        if not (math.isfinite(self.depth_weight) and self.depth_weight >= 0):
-            raise UsageError("depth_weight must not be negative")
 
 
 class TreeSigns:
@@ -190,10 +176,9 @@ class TreeSigns:
         for name, layer in self.layers.items():
             groups = sign_matrices(layer)
             if options.variant == "centres":
-                forest = centre_forest(groups, -(-len(groups[0]) // options.clusters), options.tree.seed)
+                forest = centre_forest(groups, options.cluster_count(groups[0]), options.tree.seed)
             else:
-                synthetic = options.variant == "synthetic"
-                trees = [solve_fast(signs, options.tree, synthetic=synthetic) for signs in groups]
+                trees = [options.solve(signs) for signs in groups]
                 forest = tree_forest(trees, options.depth_weight)
                 cost += sum(tree.cost for tree in trees)
             self._signs[name].forest = forest.to(layer.weight.device)
