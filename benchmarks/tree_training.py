@@ -118,8 +118,9 @@ def train(name: str, seed: int, data: tuple[Split, Split], width: int, all_epoch
         shorten(model, method.cut, together=True)
         return measure(name, seed, model, data[1], 0, 0.0)
     epochs = Epochs(data[0], seed + 1000 * (method.start is not None), IMAGES_PER_EPOCH)
-    options = TrainingOptions(max(1, round(method.part * all_epochs)), method.rate * LEARNING_RATE)
-    steps = options.epochs * epochs.steps
+    count = max(1, round(method.part * all_epochs))
+    steps = count * epochs.steps
+    options = TrainingOptions(count, method.rate * LEARNING_RATE, steps)
     strength = method.penalty or 0.0
     checkpoint = folder / f"{name}-{seed}.pt"
     tree_loss, tree_signs = None, None
@@ -317,6 +318,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    # It would fill every new tensor with NaN, a sixth of the time; nothing here reads what it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     options.call(options)
 
 

@@ -12,6 +12,7 @@ try:
 except ImportError as _error:
     raise ImportError("bnn_compiler.train needs PyTorch: pip install 'bnn-compiler[train]'") from _error
 
+from .calibration import calibrate_batch_norms
 from .estimators import Estimator, sign
 from .export import export
 from .forest import TreeShape, Variant
@@ -47,6 +48,7 @@ __all__ = [
     "TreeSignsOptions",
     "Variant",
     "binary_layers",
+    "calibrate_batch_norms",
     "clip_latent_weights",
     "cost_ratios",
     "export",

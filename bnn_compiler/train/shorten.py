@@ -8,7 +8,7 @@ result, and flips chosen anew on these, from the original weights, until the tre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bnn_compiler.errors import BnncError, UsageError
 
+from .calibration import calibrate_batch_norms
 from .forest import Forest, TreeShape, solve_fast, tree_forest
 from .forest_signs import forest_signs
 from .layers import BinaryLayer, weight_signs
@@ -45,11 +46,14 @@ def shorten(
     *,
     layers: list[str] | None = None,
     together: bool = False,
+    calibration: Iterable[Tensor] | None = None,
 ) -> list[ShortenReport]:
     """Flip latent weights of ``model``, in place, until the layers' trees cost at most ``ratio`` of their weights.
 
-    A flipped weight keeps its magnitude, so the scales α stay as they are. Accuracy falls; fine-tune behind it, with
-    ``TreeSigns`` of the same ratio, which keeps the trees short.
+    A flipped weight keeps its magnitude, so the scales α stay as they are. But what a layer gives is distributed
+    differently behind flips: the running statistics of batch-norms are those of another network, and most of what
+    accuracy loses is lost by that. ``calibration`` measures them anew, forward passes being all it takes. Fine-tune
+    behind it, if that is possible, with ``TreeSigns`` of the same ratio, which keeps the trees short.
 
     Args:
         model: has binary layers; by default all binary convolutions are shortened.
@@ -58,9 +62,10 @@ def shorten(
         layers: names of binary layers, instead of all convolutions.
         together: ``ratio`` is that of all layers together, and flips are made where they are cheapest, magnitudes
             measured by each layer's mean; else every layer reaches it.
+        calibration: batches of inputs, as ``calibrate_batch_norms`` takes them.
 
     Raises:
-        UsageError: no binary layer, or ``ratio`` is not in (0, 1).
+        UsageError: no binary layer, ``ratio`` is not in (0, 1), or ``calibration`` has no batch.
         BnncError: a layer cannot get that short.
     """
     if not 0 < ratio < 1:
@@ -70,6 +75,8 @@ def shorten(
         _shorten(some, ratio)
     for state in states:
         write_signs(state.layer, state.signs.reshape(state.layer.weight.shape))
+    if calibration is not None:
+        calibrate_batch_norms(model, calibration)
     return [state.report() for state in states]
 
 

@@ -1,6 +1,6 @@
 """A training loop that can be interrupted, and stops where numbers break.
 
-Adam, a cosine schedule of the learning rate by epochs, latent weights clipped after each step; a penalty for what the
+Adam, a cosine schedule of the learning rate, latent weights clipped after each step; a penalty for what the
 trees cost (``ChannelTreeLoss``), signs that agree along them (``TreeSigns``), both or none. A checkpoint is written
 after each epoch and holds all that the rest depends on, so a run that is interrupted and resumed gives the same
 network, bit for bit, on a CPU with deterministic algorithms and the same number of threads.
@@ -41,11 +41,14 @@ class TrainingOptions:
 
     Attributes:
         epochs: passes over the data.
-        learning_rate: of Adam, at the start; it falls to 0 as a cosine, by epochs.
+        learning_rate: of Adam, at the start; it falls to 0 as a cosine.
+        steps: of all epochs together. Given, the learning rate falls step by step, else epoch by epoch, which leaves it
+            high in the last of few epochs.
     """
 
     epochs: int
     learning_rate: float = 2e-3
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -53,6 +56,13 @@ class TrainingOptions:
             raise UsageError(f"epochs is {self.epochs}: one at least is needed")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise UsageError(f"learning_rate is {self.learning_rate}: it must be positive")
+        if self.steps is not None and self.steps < 1:
+            raise UsageError(f"steps is {self.steps}: one at least is needed")
+
+    def learning_rate_at(self, epoch: int, step: int) -> float:
+        """Of step ``step`` (of all, from 1), which is in epoch ``epoch`` (from 1)."""
+        part = (epoch - 1) / self.epochs if self.steps is None else min(1.0, (step - 1) / self.steps)
+        return self.learning_rate * (0.5 + 0.5 * math.cos(math.pi * part))
 
 
 class Trainer:
@@ -125,12 +135,12 @@ class Trainer:
         self.epoch, self.step, self.losses = state["epoch"], state["step"], state["losses"]
 
     def _train_epoch(self, epoch: int, progress: Progress) -> None:
-        options = self.options
-        for group in self._optimiser.param_groups:
-            group["lr"] = options.learning_rate * (0.5 + 0.5 * math.cos(math.pi * (epoch - 1) / options.epochs))
         self.model.train()
         total, count = 0.0, 0
         for inputs, targets in self._batches(epoch):
+            self.step += 1
+            for group in self._optimiser.param_groups:
+                group["lr"] = self.options.learning_rate_at(epoch, self.step)
             value = self._train_step(inputs, targets)
             total, count = total + value * len(targets), count + len(targets)
             progress(epoch, self.step, value)
@@ -139,7 +149,6 @@ class Trainer:
         self.losses.append(total / count)
 
     def _train_step(self, inputs: Tensor, targets: Tensor) -> float:
-        self.step += 1
         if self._tree_signs is not None:
             self._tree_signs.begin_step()
         loss = self._loss(self.model(inputs), targets)

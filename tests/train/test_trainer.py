@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield x, (x[:, 0, :3].mean(dim=(1, 2)) > x[:, 0, 3:].mean(dim=(1, 2))).long()
 
 
-OPTIONS = TrainingOptions(epochs=4, learning_rate=5e-3)
+OPTIONS = TrainingOptions(epochs=4, learning_rate=5e-3, steps=24)
 PULL = PullOptions(warm_up=4, total=18, solve_every=5, schedule="linear")
 SIGNS = TreeSignsOptions(start=0.4, until=0.8, settle=0.9, solve_every=4)
 
@@ -175,7 +176,28 @@ def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(tmp_path: Path) 
         trainer().resume()
 
 
+def test_the_learning_rate_falls_by_epochs_or_by_steps() -> None:
+    by_epochs, by_steps = TrainingOptions(2, 0.1), TrainingOptions(2, 0.1, steps=8)
+    first, second = range(1, 5), range(5, 9)
+    assert [by_epochs.learning_rate_at(1, step) for step in first] == [0.1] * 4
+    assert [by_epochs.learning_rate_at(2, step) for step in second] == pytest.approx([0.05] * 4)
+    rates = [by_steps.learning_rate_at(1, step) for step in first] + [by_steps.learning_rate_at(2, s) for s in second]
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * step / 8)) for step in range(8)])
+    # More steps than were announced are taken at the end of the cosine.
+    assert by_steps.learning_rate_at(2, 20) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("steps", [None, 24])
+def test_each_step_is_taken_at_its_learning_rate(steps: int | None) -> None:
+    running = trainer(options=TrainingOptions(epochs=4, learning_rate=5e-3, steps=steps), ratio=None)
+    rates = []
+    running.run(lambda _epoch, _step, _loss: rates.append(running._optimiser.param_groups[0]["lr"]))
+    assert len(set(rates)) == (4 if steps is None else 24) and sorted(rates, reverse=True) == rates
+
+
 def test_wrong_options_are_refused() -> None:
+    with pytest.raises(UsageError, match="steps is 0"):
+        TrainingOptions(epochs=1, steps=0)
     with pytest.raises(UsageError, match="epochs is 0"):
         TrainingOptions(epochs=0)
     with pytest.raises(UsageError, match="learning_rate"):
