@@ -13,6 +13,7 @@ except ImportError as _error:
     raise ImportError("bnn_compiler.train needs PyTorch: pip install 'bnn-compiler[train]'") from _error
 
 from .calibration import calibrate_batch_norms
+from .distillation import Distillation
 from .estimators import Estimator, sign
 from .export import export
 from .forest import TreeShape, Variant
@@ -37,6 +38,7 @@ __all__ = [
     "BinaryLinear",
     "BinaryWeightConv2d",
     "ChannelTreeLoss",
+    "Distillation",
     "Estimator",
     "PullOptions",
     "ShortenReport",
