@@ -2,6 +2,7 @@
 
     python benchmarks/tree_training.py run --folder runs --csv docs/training.csv [--seeds 0 1 2] [--methods none …]
     python benchmarks/tree_training.py latency --folder runs --csv docs/training-latency.csv
+    python benchmarks/tree_training.py cost --folder runs
     python benchmarks/tree_training.py summary docs/training.csv
     python benchmarks/tree_training.py plot docs/training.csv docs/training-latency.csv docs/training.svg
 
@@ -9,14 +10,18 @@
 there are not run again, and a run that was interrupted continues from its checkpoint in FOLDER. With ``--validation``
 accuracy is that on validation images, for choosing among set-ups; nothing was chosen by the test images. ``latency``
 compiles the trained networks of seed 0 and times their binary layers alone, all in turn in one run, with bit-sliced
-kernels and with the kernels that the compiler would choose. ``summary`` prints means and deviations over the seeds. One
-thread throughout.
+kernels and with the kernels that the compiler would choose. ``cost`` prints what every method that continues ``none``
+takes of its CPU time, solving trees and the teacher included. ``summary`` prints means and deviations over the seeds.
+One thread throughout.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import shutil
+import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,13 +33,16 @@ from cluttered_network import ClutteredNet, Epochs, accuracy
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from torch.nn.functional import cross_entropy
 
 import bnn_compiler
 from bnn_compiler.bench import cpu_name
 from bnn_compiler.profiling.profile import profile_network
 from bnn_compiler.report import from_json
 from bnn_compiler.train import (
+    FINE_TUNING,
     ChannelTreeLoss,
+    Distillation,
     PullOptions,
     Trainer,
     TrainingOptions,
@@ -49,6 +57,7 @@ from bnn_compiler.train import (
 )
 from bnn_compiler.train.forest import solve_fast
 from bnn_compiler.train.sign_matrices import sign_matrices
+from bnn_compiler.train.trainer import Batches, Loss
 
 TRAIN_IMAGES, TEST_IMAGES = 12_000, 4_000
 IMAGES_PER_EPOCH = 4_000
@@ -62,7 +71,8 @@ class Method:
 
     ``weight`` (λ) or ``ratio`` are those of ``TreeSigns``, with ``options``; ``penalty`` is λ of ``ChannelTreeLoss``.
     ``start`` names the method whose result training starts from, for ``part`` of its epochs more, at a learning rate
-    times ``rate``; ``cut`` shortens that network at once, with nothing behind it.
+    times ``rate``, towards its own scores if ``distil``; ``cut`` shortens that network at once, and ``calibrate``
+    measures batch-norms anew behind it.
     """
 
     weight: float | None = None
@@ -70,13 +80,12 @@ class Method:
     options: TreeSignsOptions = field(default_factory=TreeSignsOptions)
     penalty: float | None = None
     cut: float | None = None
+    calibrate: bool = False
+    distil: bool = False
     start: str | None = None
     part: float = 1.0
     rate: float = 1.0
 
-
-#: Fine-tuning has no time to lose.
-_AT_ONCE = TreeSignsOptions(start=0.0, until=0.1, settle=0.5, solve_every=10)
 
 METHODS = {
     "none": Method(),
@@ -87,14 +96,17 @@ METHODS = {
     "signs-4": Method(weight=4.0),
     "ratio-0.12": Method(ratio=0.12),
     "ratio-0.07": Method(ratio=0.07),
-    "shorten-0.18": Method(ratio=0.18, options=_AT_ONCE, start="none", part=0.2, rate=0.125),
+    "shorten-0.18": Method(ratio=0.18, options=FINE_TUNING, start="none", part=0.15, rate=0.25, distil=True),
+    # No training at all: forward passes.
+    "calibrate-0.18": Method(cut=0.18, calibrate=True, start="none"),
     # What lost, or could have.
     "edges-1": Method(weight=1.0, options=TreeSignsOptions("edges")),
     "centres-1": Method(weight=1.0, options=TreeSignsOptions("centres")),
     "deep-1": Method(weight=1.0, options=TreeSignsOptions(depth_weight=1.0)),
     "penalty-0.001": Method(penalty=0.001),
     "penalty-0.002": Method(penalty=0.002),
-    "cut-0.18": Method(cut=0.18, start="none", part=0.0),
+    "labels-0.18": Method(ratio=0.18, options=FINE_TUNING, start="none", part=0.2, rate=0.25),
+    "cut-0.18": Method(cut=0.18, start="none"),
 }
 
 #: The methods that differ in λ alone, be it given or what reaches a ratio.
@@ -104,8 +116,10 @@ COLUMNS = ["method", "lambda", "seed", "width", "epochs", "accuracy", "ratio", "
 LAYER_COLUMNS = ["ratio_conv1", "ratio_conv2", "ratio_conv3"]
 
 
-def train(name: str, seed: int, data: tuple[Split, Split], width: int, all_epochs: int, folder: Path) -> dict[str, Any]:
-    """Train one network, continuing from its checkpoint if there is one, and measure it."""
+def train(
+    name: str, seed: int, images: Split, width: int, all_epochs: int, folder: Path
+) -> tuple[ClutteredNet, int, float]:
+    """Train one network, continuing from its checkpoint if there is one; also its epochs and (last) λ."""
     method = METHODS[name]
     torch.manual_seed(seed)
     model = ClutteredNet(width)
@@ -114,10 +128,11 @@ def train(name: str, seed: int, data: tuple[Split, Split], width: int, all_epoch
         if not begun.exists():
             raise SystemExit(f"{name} continues {method.start}, and {begun} is not there: run that first")
         model.load_state_dict(torch.load(begun, weights_only=True)["model"])
+    epochs = Epochs(images, seed + 1000 * (method.start is not None), IMAGES_PER_EPOCH)
     if method.cut is not None:
-        shorten(model, method.cut, together=True)
-        return measure(name, seed, model, data[1], 0, 0.0)
-    epochs = Epochs(data[0], seed + 1000 * (method.start is not None), IMAGES_PER_EPOCH)
+        calibration = (images for images, _ in epochs(0)) if method.calibrate else None
+        shorten(model, method.cut, together=True, calibration=calibration)
+        return model, 0, 0.0
     count = max(1, round(method.part * all_epochs))
     steps = count * epochs.steps
     options = TrainingOptions(count, method.rate * LEARNING_RATE, steps)
@@ -129,7 +144,14 @@ def train(name: str, seed: int, data: tuple[Split, Split], width: int, all_epoch
         tree_loss = ChannelTreeLoss(model, method.penalty, pull)
     if method.weight is not None or method.ratio is not None:
         tree_signs = TreeSigns(model, steps, weight=method.weight, ratio=method.ratio, options=method.options)
-    trainer = Trainer(model, epochs, options, tree_loss=tree_loss, tree_signs=tree_signs, checkpoint=checkpoint)
+    batches: Batches = epochs
+    loss: Loss = cross_entropy
+    if method.distil:
+        distillation = Distillation(model)
+        batches, loss = distillation.batches(epochs), distillation.loss
+    trainer = Trainer(
+        model, batches, options, tree_loss=tree_loss, tree_signs=tree_signs, loss=loss, checkpoint=checkpoint
+    )
     if checkpoint.exists():
         trainer.resume()
     with Progress() as bar:
@@ -137,11 +159,11 @@ def train(name: str, seed: int, data: tuple[Split, Split], width: int, all_epoch
         trainer.run(lambda _epoch, step, _loss: bar.update(task, completed=step))
     if tree_signs is not None:
         strength = tree_signs.coupling
-    return measure(name, seed, model, data[1], options.epochs, strength)
+    return model, options.epochs, strength
 
 
 def measure(name: str, seed: int, model: ClutteredNet, split: Split, epochs: int, strength: float) -> dict[str, Any]:
-    """The CSV's row; ``strength`` is λ, where it followed a ratio the last one."""
+    """The CSV's row; ``strength`` is λ."""
     ratios = cost_ratios(model)
     signs = [group for layer in binary_layers(model).values() for group in sign_matrices(layer)]
     return {
@@ -167,7 +189,8 @@ def run(options: argparse.Namespace) -> None:
         for name in options.methods or METHODS:
             if (name, str(seed)) in done:
                 continue
-            row = train(name, seed, data, options.width, options.epochs, options.folder)
+            model, epochs, strength = train(name, seed, data[0], options.width, options.epochs, options.folder)
+            row = measure(name, seed, model, data[1], epochs, strength)
             fresh = not options.csv.exists()
             with options.csv.open("a", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, COLUMNS + LAYER_COLUMNS, lineterminator="\n")
@@ -228,6 +251,26 @@ def latency(options: argparse.Namespace) -> None:
         writer.writerow(["method", "kernels", "layer", "microseconds"])
         writer.writerows([*key, round(microseconds, 2)] for key, microseconds in least.items())
     print(f"{cpu_name()}, one thread, minima of {ROUNDS} rounds: {options.csv}")
+
+
+def cost(options: argparse.Namespace) -> None:
+    """Print the CPU time of continuing ``none`` over that of training it, of which two epochs are timed."""
+    data = make_splits(TRAIN_IMAGES, TEST_IMAGES)
+    torch.manual_seed(0)
+    epochs = Epochs(data[0], 0, IMAGES_PER_EPOCH)
+    trainer = Trainer(ClutteredNet(options.width), epochs, TrainingOptions(2, LEARNING_RATE))
+    began = time.process_time()
+    trainer.run()
+    whole = (time.process_time() - began) / 2 * options.epochs
+    for name, method in METHODS.items():
+        if method.start is None:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            start = f"{method.start}-0.pt"
+            shutil.copy(options.folder / start, scratch)
+            began = time.process_time()
+            train(name, 0, data[0], options.width, options.epochs, Path(scratch))
+            print(f"{name}: {100 * (time.process_time() - began) / whole:.1f} % of the training of {method.start}")
 
 
 def summary(options: argparse.Namespace) -> None:
@@ -307,6 +350,11 @@ def main() -> None:
     command.add_argument("--folder", type=Path, required=True)
     command.add_argument("--csv", type=Path, required=True)
     command.set_defaults(call=latency)
+    command = commands.add_parser("cost")
+    command.add_argument("--folder", type=Path, required=True)
+    command.add_argument("--epochs", type=int, default=20)
+    command.add_argument("--width", type=int, default=64)
+    command.set_defaults(call=cost)
     command = commands.add_parser("summary")
     command.add_argument("csv", type=Path)
     command.set_defaults(call=summary)

@@ -30,9 +30,10 @@ from .shorten import ShortenReport, shorten
 from .trainer import Trainer, TrainingError, TrainingOptions
 from .tree_layers import cost_ratios, total_ratio
 from .tree_loss import ChannelTreeLoss, PullOptions
-from .tree_signs import TreeSigns, TreeSignsOptions
+from .tree_signs import FINE_TUNING, TreeSigns, TreeSignsOptions
 
 __all__ = [
+    "FINE_TUNING",
     "BinaryActivation",
     "BinaryConv2d",
     "BinaryLinear",

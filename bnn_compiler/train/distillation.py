@@ -1,8 +1,8 @@
 """Training towards another network's scores instead of labels: fine-tuning that keeps what the network had learned.
 
-Behind ``shorten``, the network as it was before is a teacher that costs a forward pass per step. Its scores say of every
-training image how the classes compare, which labels do not, and a network that fits its training set has little left to
-learn from the labels (Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015).
+Behind ``shorten``, the network as it was before is a teacher that costs a forward pass per step. Its scores say how the
+classes compare for every training image, which labels do not, and a network that fits its training set has little left
+to learn from labels (Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from .trainer import Batches
 class Distillation:
     """A copy of ``model`` as it is now, in inference, as the teacher of what ``model`` becomes.
 
-        distillation = Distillation(model)
-        shorten(model, 0.18, together=True)
-        Trainer(model, distillation.batches(batches), options, tree_signs=…, loss=distillation.loss).run()
+    distillation = Distillation(model)
+    shorten(model, 0.18, together=True)
+    Trainer(model, distillation.batches(batches), options, tree_signs=…, loss=distillation.loss).run()
     """
 
     def __init__(self, model: nn.Module, temperature: float = 4.0) -> None:

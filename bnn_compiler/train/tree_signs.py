@@ -57,6 +57,10 @@ class TreeSignsOptions(NeighbourOptions):
             raise UsageError(f"{parts} are parts of the training, in this order")
 
 
+#: For training that continues a trained network for a few epochs: trees are short early, and found anew often.
+FINE_TUNING = TreeSignsOptions(start=0.0, until=0.1, settle=0.5, solve_every=10)
+
+
 class TreeSigns:
     """Make a model's binary layers use signs that agree along their channel trees.
 
