@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -34,15 +35,16 @@ def test_the_experiment_from_training_to_the_plot(
     import torch  # noqa: PLC0415
 
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
     table, times = tmp_path / "training.csv", tmp_path / "latency.csv"
-    methods = ("none", "signs-1", "shorten-0.18", "cut-0.18")
+    methods = ("none", "signs-1", "shorten-0.18", "cut-0.18", "calibrate-0.18")
     common = ("run", "--folder", tmp_path, "--csv", table, "--epochs", 5, "--width", 8, "--seeds", 0)
     try:
         call(script, monkeypatch, *common, "--validation", "--methods", *methods[:2])
         call(script, monkeypatch, *common, "--validation", "--methods", *methods)
         rows = script["read_rows"](table)
         assert [row["method"] for row in rows] == list(methods)
-        assert [int(row["epochs"]) for row in rows] == [5, 5, 1, 0]
+        assert [int(row["epochs"]) for row in rows] == [5, 5, 1, 0, 0]
         assert (
             float(rows[1]["ratio"]) < float(rows[0]["ratio"]) and max(float(row["ratio"]) for row in rows[2:]) <= 0.18
         )
@@ -52,6 +54,10 @@ def test_the_experiment_from_training_to_the_plot(
         assert all(float(row["microseconds"]) > 0 for row in timed)
         assert sum(row["layer"] != "network" for row in timed) == 3 * 2 * 3
         capsys.readouterr()
+        call(script, monkeypatch, "cost", "--folder", tmp_path, "--epochs", 5, "--width", 8)
+        shares = re.findall(r"^(\S+): (\S+) % of the training of none$", capsys.readouterr().out, re.MULTILINE)
+        assert {"shorten-0.18", "labels-0.18", "cut-0.18", "calibrate-0.18"} == {name for name, _ in shares}
+        assert all(float(share) > 0 for _, share in shares)
         call(script, monkeypatch, "summary", table)
         assert "shorten-0.18" in capsys.readouterr().out
         call(script, monkeypatch, "plot", table, times, tmp_path / "plot.svg")
@@ -59,3 +65,4 @@ def test_the_experiment_from_training_to_the_plot(
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
