@@ -3,6 +3,7 @@
     pip install 'bnn-compiler[train]' scikit-learn
     python examples/train_digits.py                     # under two minutes on two cores
     python examples/train_digits.py --tree-ratio 0.12   # output channels that differ in fewer weights
+    python examples/train_digits.py --shorten 0.18      # the same made of the network once it is trained
 
 Writes ``digits.onnx`` and ``digits_test.npz`` (the held-out images ``image``, float32 [360, 1, 8, 8], and ``label``,
 int64 [360]) beside this file. Seeded: the same versions on the same machine give the same network.
@@ -28,17 +29,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bnn_compiler.train import (
+    FINE_TUNING,
     BinaryConv2d,
     BinaryLinear,
+    Distillation,
     Trainer,
     TrainingOptions,
     TreeSigns,
     cost_ratios,
     export,
+    total_ratio,
 )
 
 SEED = 7
 BATCH = 64
+LEARNING_RATE = 5e-3
 
 
 class DigitsNet(nn.Module):
@@ -74,12 +79,58 @@ def batches(images: Tensor, labels: Tensor, epoch: int) -> Iterator[tuple[Tensor
         yield torch.stack(shifted), labels[batch]
 
 
+def train(net: DigitsNet, images: Tensor, labels: Tensor, options: argparse.Namespace) -> None:
+    """Train ``net``, continuing from its checkpoint if there is one; then shorten its trees, if asked to."""
+    steps = -(-len(images) // BATCH)
+
+    def digits(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches(images, labels, epoch)
+
+    def run(trainer: Trainer, epochs: int) -> None:
+        with Progress() as bar:
+            task = bar.add_task("training", total=steps * epochs, completed=trainer.step)
+            trainer.run(lambda _epoch, step, loss: bar.update(task, completed=step, description=f"loss {loss:.3f}"))
+
+    tree_signs = None
+    if options.tree_ratio is not None:
+        tree_signs = TreeSigns(net, steps * options.epochs, ratio=options.tree_ratio)
+    trainer = Trainer(
+        net,
+        digits,
+        TrainingOptions(options.epochs, LEARNING_RATE),
+        tree_signs=tree_signs,
+        checkpoint=options.checkpoint,
+    )
+    if options.checkpoint is not None and options.checkpoint.exists():
+        trainer.resume()
+    run(trainer, options.epochs)
+
+    if options.shorten is not None:
+        print(f"before shortening, trees cost {total_ratio(net):.3f} of the weights")
+        epochs = max(1, options.epochs // 5)
+        distillation = Distillation(net)
+        trainer = Trainer(
+            net,
+            distillation.batches(digits),
+            TrainingOptions(epochs, LEARNING_RATE / 8, steps * epochs),
+            tree_signs=TreeSigns(net, steps * epochs, ratio=options.shorten, options=FINE_TUNING),
+            loss=distillation.loss,
+        )
+        run(trainer, epochs)
+
+
 def main() -> None:
     """Train, report held-out accuracy and what the channel trees cost, write both files."""
     parser = argparse.ArgumentParser(description="Train a binary network on scikit-learn's digits.")
     parser.add_argument("--epochs", type=int, default=80)
     parser.add_argument(
         "--tree-ratio", type=float, metavar="RATIO", help="cost of the channel trees over their weights"
+    )
+    parser.add_argument(
+        "--shorten",
+        type=float,
+        metavar="RATIO",
+        help="bring the trained network's trees to this cost, by a fifth more epochs",
     )
     parser.add_argument("--checkpoint", type=Path, help="written after each epoch, continued from if it is there")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder to write to")
@@ -96,22 +147,7 @@ def main() -> None:
     images, labels = torch.from_numpy(train_x), torch.from_numpy(train_y)
 
     net = DigitsNet()
-    steps = -(-len(images) // BATCH)
-    tree_signs = None
-    if arguments.tree_ratio is not None:
-        tree_signs = TreeSigns(net, steps * arguments.epochs, ratio=arguments.tree_ratio)
-    trainer = Trainer(
-        net,
-        lambda epoch: batches(images, labels, epoch),
-        TrainingOptions(arguments.epochs, learning_rate=5e-3),
-        tree_signs=tree_signs,
-        checkpoint=arguments.checkpoint,
-    )
-    if arguments.checkpoint is not None and arguments.checkpoint.exists():
-        trainer.resume()
-    with Progress() as bar:
-        task = bar.add_task("training", total=steps * arguments.epochs, completed=trainer.step)
-        trainer.run(lambda _epoch, step, loss: bar.update(task, completed=step, description=f"loss {loss:.3f}"))
+    train(net, images, labels, arguments)
 
     net.eval()
     with torch.no_grad():

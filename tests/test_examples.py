@@ -70,7 +70,10 @@ def test_tvm_users(examples: Path, script: str) -> None:
 def test_train_digits(examples: Path, tmp_path: Path) -> None:
     """Two epochs: the script works and writes the network that is committed, up to the weights' values."""
     need("train_digits.py")
-    run_script(examples / "train_digits.py", "--epochs", "2", "--out", str(tmp_path))
+    output = run_script(examples / "train_digits.py", "--epochs", "2", "--shorten", "0.15", "--out", str(tmp_path))
+    before = float(re.findall(r"trees cost ([.\d]+) of the weights", output)[0])
+    after = [float(ratio) for ratio in re.findall(r"costs ([.\d]+) of its weights", output)]
+    assert len(after) == 2 and min(after) <= 0.15 < before
     fresh, committed = onnx.load(tmp_path / "digits.onnx"), onnx.load(examples / "digits.onnx")
     assert [node.op_type for node in fresh.graph.node] == [node.op_type for node in committed.graph.node]
     with np.load(tmp_path / "digits_test.npz") as test, np.load(examples / "digits_test.npz") as known:
