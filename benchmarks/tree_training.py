@@ -8,7 +8,7 @@
 
 ``run`` trains every method (``METHODS``) with every seed and appends a row to the CSV when a run ends; rows that are
 there are not run again, and a run that was interrupted continues from its checkpoint in FOLDER. With ``--validation``
-accuracy is that on validation images, for choosing among set-ups; nothing was chosen by the test images. ``latency``
+accuracy is that on validation images, for choosing among set-ups (docs/training.md says what was chosen how). ``latency``
 compiles the trained networks of seed 0 and times their binary layers alone, all in turn in one run, with bit-sliced
 kernels and with the kernels that the compiler would choose. ``cost`` prints what every method that continues ``none``
 takes of its CPU time, solving trees and the teacher included. ``summary`` prints means and deviations over the seeds.
@@ -59,10 +59,11 @@ from bnn_compiler.train.forest import solve_fast
 from bnn_compiler.train.sign_matrices import sign_matrices
 from bnn_compiler.train.trainer import Batches, Loss
 
-#: So many test images that a loss against `none`, which a few per cent of them decide, is known to about .1 points.
+#: So many test images that the sampling of a loss against ``none``, which a few per cent of them decide, adds no more
+#: than about .15 points of deviation.
 TRAIN_IMAGES, TEST_IMAGES = 12_000, 20_000
 IMAGES_PER_EPOCH = 4_000
-LEARNING_RATE = 8e-3
+LEARNING_RATE = 16e-3
 ROUNDS = 8
 
 
@@ -131,7 +132,7 @@ def train(
         model.load_state_dict(torch.load(begun, weights_only=True)["model"])
     epochs = Epochs(images, seed + 1000 * (method.start is not None), IMAGES_PER_EPOCH)
     if method.cut is not None:
-        calibration = (images for images, _ in epochs(0)) if method.calibrate else None
+        calibration = (inputs for inputs, _ in epochs(0)) if method.calibrate else None
         shorten(model, method.cut, together=True, calibration=calibration)
         return model, 0, 0.0
     count = max(1, round(method.part * all_epochs))

@@ -23,9 +23,11 @@ from .trainer import Batches
 class Distillation:
     """A copy of ``model`` as it is now, in inference, as the teacher of what ``model`` becomes.
 
-    distillation = Distillation(model)
-    shorten(model, 0.18, together=True)
-    Trainer(model, distillation.batches(batches), options, tree_signs=…, loss=distillation.loss).run()
+        distillation = Distillation(model)
+        tree_signs = TreeSigns(model, steps, ratio=0.18, options=FINE_TUNING)
+        Trainer(model, distillation.batches(batches), options, tree_signs=tree_signs, loss=distillation.loss).run()
+
+    For classifiers: scores float [N, classes]. Labels are not looked at.
     """
 
     def __init__(self, model: nn.Module, temperature: float = 4.0) -> None:
