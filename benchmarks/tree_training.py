@@ -8,11 +8,11 @@
 
 ``run`` trains every method (``METHODS``) with every seed and appends a row to the CSV when a run ends; rows that are
 there are not run again, and a run that was interrupted continues from its checkpoint in FOLDER. With ``--validation``
-accuracy is that on validation images, for choosing among set-ups (docs/training.md says what was chosen how). ``latency``
-compiles the trained networks of seed 0 and times their binary layers alone, all in turn in one run, with bit-sliced
-kernels and with the kernels that the compiler would choose. ``cost`` prints what every method that continues ``none``
-takes of its CPU time, solving trees and the teacher included. ``summary`` prints means and deviations over the seeds.
-One thread throughout.
+accuracy is that on validation images, for choosing among set-ups (docs/training.md says what was chosen how).
+``latency`` compiles the trained networks of seed 0 and times their binary layers alone, all in turn in one run, with
+bit-sliced kernels and with the kernels that the compiler would choose. ``cost`` prints what every method that continues
+``none`` takes of its CPU time, solving trees and the teacher included. ``summary`` prints means and deviations over the
+seeds. One thread throughout.
 """
 
 from __future__ import annotations
