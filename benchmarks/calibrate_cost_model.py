@@ -1,6 +1,6 @@
 """Measure the coefficients of bnn_compiler/kernels/cost_model.json on this machine.
 
-    python benchmarks/calibrate_cost_model.py [--cpu znver4 ...] [--write]
+    python benchmarks/calibrate_cost_model.py [--cpu znver4 ...] [--write]       (on an Intel machine: icelake-server)
 
 Builds the popcount and the bit-sliced kernels of a spread of convolutions, with channel trees from none to those of
 nearly equal channels, times all kernels of an instruction set in turn (minimum over rounds, one thread), and fits what
@@ -137,7 +137,7 @@ def fit(samples: Sequence[Sample], times: Sequence[float]) -> tuple[dict[str, fl
 
 
 def calibrate(cpu: str, caches: cost_model.Caches, rounds: int, every: int) -> tuple[str, dict[str, Any]]:
-    """The instruction set of ``cpu`` and its entry in the file."""
+    """The name of ``cpu``'s entry in the file, and the entry."""
     target = parse_target(f"llvm -mcpu={cpu}")
     isa = detect_isa(target.tvm_target)
     samples: list[Sample] = []
@@ -157,7 +157,7 @@ def calibrate(cpu: str, caches: cost_model.Caches, rounds: int, every: int) -> t
         for error, i in sorted(zip(errors, chosen, strict=True), key=lambda pair: -abs(pair[0])):
             if abs(error) > 0.1:
                 print(f"    {error:+.0%}  {times[i] / 1e3:8.1f} us  {samples[i].name}")
-    return isa.popcount, {**result, "caches": {"l1": caches.l1, "l2": caches.l2}}
+    return cost_model.entry_name(isa), {"machine": cpu_name(), **result, "caches": {"l1": caches.l1, "l2": caches.l2}}
 
 
 def _geometry(entry: Mapping[str, Any]) -> ConvGeometry:
@@ -182,7 +182,7 @@ def main() -> None:
         print(json.dumps(entries, indent=2), flush=True)
         if arguments.write:
             known = json.loads(path.read_text(encoding="utf-8"))["instruction_sets"] if path.exists() else {}
-            content = {"machine": cpu_name(), "unit": "nanoseconds", "instruction_sets": {**known, **entries}}
+            content = {"unit": "nanoseconds", "instruction_sets": {**known, **entries}}
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

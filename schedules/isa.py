@@ -1,7 +1,7 @@
 """Which vector instructions a kernel may use, read from a TVM target.
 
 An intrinsic for the wrong CPU aborts the whole process, so kernels never look at the target's name: they ask an
-``Isa``.
+``Isa``. The name only says whose cores these are, which the same instructions take different times on.
 """
 
 from __future__ import annotations
@@ -13,11 +13,21 @@ import tvm
 from tvm.target import codegen
 
 PopcountUnit = Literal["vpopcntq", "avx512_lookup", "avx2_lookup", "neon", "portable"]
+Vendor = Literal["intel", "any"]
+
+#: How LLVM's names of Intel's cores with AVX-512 begin. (Those of the efficient cores have none.)
+_INTEL_AVX512 = (
+    *("skylake-avx512", "skx", "cascadelake", "cooperlake", "cannonlake", "icelake", "rocketlake", "tigerlake"),
+    *("sapphirerapids", "emeraldrapids", "graniterapids", "diamondrapids"),
+)
 
 
 @dataclass(frozen=True)
 class Isa:
-    """What kernels need to know of a CPU. ``vector_bits`` is the widest vector worth using."""
+    """What kernels need to know of a CPU. ``vector_bits`` is the widest vector worth using.
+
+    ``vendor`` is for predictions of time alone: code must not depend on it.
+    """
 
     name: str
     vector_bits: int
@@ -25,6 +35,7 @@ class Isa:
     fused_multiply_add: bool
     ternary_logic: bool
     gfni: bool
+    vendor: Vendor = "any"
 
 
 def detect_isa(target: tvm.target.Target) -> Isa:
@@ -45,7 +56,8 @@ def detect_isa(target: tvm.target.Target) -> Isa:
         fused = has("fma")
         if has("avx512f", "avx512bw", "avx512dq", "avx512vl"):
             unit: PopcountUnit = "vpopcntq" if has("avx512vpopcntdq") else "avx512_lookup"
-            return Isa(unit, 512, unit, fused, ternary_logic=True, gfni=has("gfni"))
+            vendor: Vendor = "intel" if str(target.attrs.get("mcpu", "")).startswith(_INTEL_AVX512) else "any"
+            return Isa(unit, 512, unit, fused, ternary_logic=True, gfni=has("gfni"), vendor=vendor)
         if has("avx2"):
             return Isa("avx2", 256, "avx2_lookup", fused, ternary_logic=False, gfni=has("gfni"))
         return Isa("x86_portable", 128, "portable", fused, ternary_logic=False, gfni=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tvm
 
 from bnn_compiler.kernels import kernel_measurement
 from bnn_compiler.kernels.bitsliced_layer import (
@@ -22,6 +23,7 @@ from bnn_compiler.kernels.derived_constant import value_of
 from bnn_compiler.kernels.kernel_choice import ChoiceOptions, choose_kernels
 from bnn_compiler.kernels.kernel_measurement import Measurement
 from bnn_compiler.kernels.kernel_work import ListWork
+from bnn_compiler.kernels.popcount_layer import popcount_kernels
 from bnn_compiler.layers import BinarySpec
 from bnn_compiler.options import Algorithm
 from bnn_compiler.schedules.bitsliced_sizes import make_layout
@@ -87,7 +89,20 @@ def test_tree_of_other_weights_is_refused() -> None:
         bitsliced_kernels(spec, ISA, BitslicedPlan(plan.layout, (replace(tree, vectors=vectors),)))
 
 
-@pytest.mark.parametrize("cpu", ["znver4", "skylake-avx512", "haswell", "x86-64", "cortex-a72"])
+def test_a_vendor_has_its_own_costs_and_the_same_code() -> None:
+    """Costs decide which kernel a layer gets, never what a kernel is."""
+    intel = replace(ISA, vendor="intel")
+    assert load_cost_model(intel) != load_cost_model(ISA)
+    unmeasured = replace(ISA, popcount="avx2_lookup", vendor="intel")
+    assert load_cost_model(unmeasured) == load_cost_model(replace(unmeasured, vendor="any"))
+    spec = layer(32, 16)
+    for build in (popcount_kernels, lambda spec, isa: bitsliced_kernels(spec, isa, star_plan(spec, isa))):
+        one, other = (build(spec, isa) for isa in (ISA, intel))
+        for a, b in zip(one.stages, other.stages, strict=True):
+            tvm.ir.assert_structural_equal(a.function, b.function)
+
+
+@pytest.mark.parametrize("cpu", ["znver4", "icelake-server", "skylake-avx512", "haswell", "x86-64", "cortex-a72"])
 def test_every_instruction_set_has_coefficients(cpu: str) -> None:
     model = load_cost_model(detect_isa(parse_target(f"llvm -mcpu={cpu}").tvm_target))
     geometry = ConvGeometry(1, 64, 32, 32, 64, (3, 3), pads=(1, 1, 1, 1))

@@ -1,9 +1,9 @@
 """What a binary convolution costs by each kernel, in nanoseconds, predicted from its sizes.
 
 A kernel's time is a sum over its operations of how often it does them (``kernel_work.py``) times what one takes. The
-times are measured per instruction set by ``benchmarks/calibrate_cost_model.py`` and lie in ``cost_model.json``; for an
-instruction set that was not measured those of the nearest one are taken: only their ratios matter. Packing floats to
-bits is part of every prediction.
+times are measured per instruction set by ``benchmarks/calibrate_cost_model.py`` and lie in ``cost_model.json``, apart
+for the cores of one vendor where they were measured there. For an instruction set that was not measured those of the
+nearest one are taken: only their ratios matter. Packing floats to bits is part of every prediction.
 """
 
 from __future__ import annotations
@@ -87,11 +87,16 @@ def nanoseconds(costs: Costs, work: Work) -> float:
     return sum(costs[name] * count for name, count in work.items())
 
 
+def entry_name(isa: Isa) -> str:
+    """The name in ``cost_model.json`` of what is measured on a machine for ``isa``."""
+    return isa.popcount if isa.vendor == "any" else f"{isa.popcount} {isa.vendor}"
+
+
 @functools.cache
 def load_cost_model(isa: Isa) -> CostModel:
-    """The costs for ``isa``, or for the nearest measured instruction set."""
+    """The costs for ``isa`` on its vendor's cores, on any, or for the nearest measured instruction set."""
     entries = json.loads(_COEFFICIENTS.read_text(encoding="utf-8"))["instruction_sets"]
-    entry = entries.get(isa.popcount) or entries[_NEAREST[isa.popcount]]
+    entry = entries.get(entry_name(isa)) or entries.get(isa.popcount) or entries[_NEAREST[isa.popcount]]
     return CostModel(
         pack=entry["pack"],
         popcount=entry["popcount"],

@@ -26,8 +26,9 @@ PORTABLE = Isa("portable", 128, "portable", fused_multiply_add=False, ternary_lo
     ("config", "expected"),
     [
         ({**_X86, "mcpu": "znver4"}, VPOPCNTQ),
-        ({**_X86, "mcpu": "icelake-server"}, VPOPCNTQ),
-        ({**_X86, "mcpu": "skylake-avx512"}, AVX512),
+        ({**_X86, "mcpu": "icelake-server"}, dataclasses.replace(VPOPCNTQ, vendor="intel")),
+        ({**_X86, "mcpu": "sapphirerapids"}, dataclasses.replace(VPOPCNTQ, vendor="intel")),
+        ({**_X86, "mcpu": "skylake-avx512"}, dataclasses.replace(AVX512, vendor="intel")),
         ({**_X86, "mcpu": "x86-64-v4"}, AVX512),
         ({**_X86, "mcpu": "x86-64-v4", "mattr": ["+avx512vpopcntdq"]}, dataclasses.replace(VPOPCNTQ, gfni=False)),
         ({**_X86, "mcpu": "haswell"}, AVX2),
