@@ -64,7 +64,7 @@ from bnn_compiler.train.trainer import Batches, Loss
 TRAIN_IMAGES, TEST_IMAGES = 12_000, 20_000
 IMAGES_PER_EPOCH = 4_000
 LEARNING_RATE = 16e-3
-ROUNDS = 8
+ROUNDS = 24
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ METHODS = {
     "signs-1": Method(weight=1.0),
     "signs-2": Method(weight=2.0),
     "signs-4": Method(weight=4.0),
+    "signs-8": Method(weight=8.0),
     "ratio-0.12": Method(ratio=0.12),
     "ratio-0.07": Method(ratio=0.07),
     "shorten-0.18": Method(ratio=0.18, options=FINE_TUNING, start="none", part=0.15, rate=0.125, distil=True),
@@ -112,7 +113,17 @@ METHODS = {
 }
 
 #: The methods that differ in λ alone, be it given or what reaches a ratio.
-LAMBDA_SWEEP = ("none", "signs-0.25", "signs-0.5", "signs-1", "signs-2", "signs-4", "ratio-0.12", "ratio-0.07")
+LAMBDA_SWEEP = (
+    "none",
+    "signs-0.25",
+    "signs-0.5",
+    "signs-1",
+    "signs-2",
+    "signs-4",
+    "signs-8",
+    "ratio-0.12",
+    "ratio-0.07",
+)
 
 COLUMNS = ["method", "lambda", "seed", "width", "epochs", "accuracy", "ratio", "depth"]
 LAYER_COLUMNS = ["ratio_conv1", "ratio_conv2", "ratio_conv3"]
