@@ -1,9 +1,10 @@
 """A training loop that can be interrupted, and stops where numbers break.
 
-Adam, a cosine schedule of the learning rate, latent weights clipped after each step; a penalty for what the
-trees cost (``ChannelTreeLoss``), signs that agree along them (``TreeSigns``), both or none. A checkpoint is written
-after each epoch and holds all that the rest depends on, so a run that is interrupted and resumed gives the same
-network, bit for bit, on a CPU with deterministic algorithms and the same number of threads.
+Adam, a cosine schedule of the learning rate, latent weights clipped after each step; a penalty for what the trees cost
+(``ChannelTreeLoss``), signs that agree along them (``TreeSigns``), both or none. Where weights had to be flipped behind
+the last step, batch-norms are calibrated with the last epoch's inputs. A checkpoint is written after each epoch and
+holds all that the rest depends on, so a run that is interrupted and resumed gives the same network, bit for bit, on a
+CPU with deterministic algorithms and the same number of threads.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from bnn_compiler.errors import BnncError, UsageError
 
+from .calibration import calibrate_batch_norms
 from .checkpoint import load_checkpoint, save_checkpoint
 from .layers import binary_layers, clip_latent_weights
 from .non_finite import first_non_finite
@@ -106,8 +108,8 @@ class Trainer:
         while self.epoch < self.options.epochs:
             self._train_epoch(self.epoch + 1, progress or (lambda _epoch, _step, _loss: None))
             self.epoch += 1
-            if self._tree_signs is not None and self.epoch == self.options.epochs:
-                self._tree_signs.finish()
+            if self._tree_signs is not None and self.epoch == self.options.epochs and self._tree_signs.finish():
+                calibrate_batch_norms(self.model, (inputs for inputs, _ in self._batches(self.epoch)))
             if self.checkpoint is not None:
                 save_checkpoint(self.checkpoint, self._state())
         return self.losses

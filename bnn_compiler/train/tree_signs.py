@@ -134,16 +134,19 @@ class TreeSigns:
                 self._follow(ratio, part)
         self.step += 1
 
-    def finish(self) -> None:
+    def finish(self) -> int:
         """Make the signs the latent weights' own, and leave the model; after the last step.
 
-        Where a ratio was asked for and is not quite reached, ``shorten`` flips what is missing.
+        Where a ratio was asked for and is not quite reached, ``shorten`` flips what is missing. Returns how many
+        weights those were: behind them batch-norms want to be calibrated (``calibrate_batch_norms``; ``Trainer`` does it).
         """
         for layer in self.layers.values():
             write_signs(layer, weight_signs(layer).detach())
         self._leave()
-        if self.ratio is not None:
-            shorten(self.model, self.ratio, self.options.tree, layers=list(self.layers), together=True)
+        if self.ratio is None:
+            return 0
+        reports = shorten(self.model, self.ratio, self.options.tree, layers=list(self.layers), together=True)
+        return sum(report.flipped for report in reports)
 
     def settings(self) -> dict[str, Any]:
         """All that was asked for, as numbers and strings."""

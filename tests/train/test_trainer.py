@@ -71,6 +71,19 @@ def trainer(
     )
 
 
+def test_batch_norms_are_calibrated_where_weights_are_flipped_at_the_end() -> None:
+    """λ starts at 0.1 and cannot follow with one solve: most of the way is flipped behind the last step."""
+    torch.manual_seed(11)
+    model = TinyNet()
+    once = TreeSignsOptions(start=0.5, until=0.6, settle=0.7, solve_every=1000)
+    Trainer(model, batches, OPTIONS, tree_signs=TreeSigns(model, 24, ratio=0.05, options=once)).run()
+    assert total_ratio(model) <= 0.05
+    assert int(model.norm1.num_batches_tracked) == 6, "measured over the last epoch alone"
+    unhurried = trainer(ratio=None)
+    unhurried.run()
+    assert int(unhurried.model.get_submodule("norm1").num_batches_tracked) == 24
+
+
 class _StopError(Exception):
     pass
 
