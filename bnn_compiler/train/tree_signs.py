@@ -138,7 +138,8 @@ class TreeSigns:
         """Make the signs the latent weights' own, and leave the model; after the last step.
 
         Where a ratio was asked for and is not quite reached, ``shorten`` flips what is missing. Returns how many
-        weights those were: behind them batch-norms want to be calibrated (``calibrate_batch_norms``; ``Trainer`` does it).
+        weights those were: batch-norms want to be calibrated behind them (``calibrate_batch_norms``), as ``Trainer``
+        does.
         """
         for layer in self.layers.values():
             write_signs(layer, weight_signs(layer).detach())
