@@ -284,7 +284,8 @@ def cost(options: argparse.Namespace) -> None:
     began = time.process_time()
     trainer.run()
     whole = (time.process_time() - began) / 2 * options.epochs
-    for name, method in METHODS.items():
+    for name in options.methods or METHODS:
+        method = METHODS[name]
         if method.start is None:
             continue
         with tempfile.TemporaryDirectory() as scratch:
@@ -292,7 +293,10 @@ def cost(options: argparse.Namespace) -> None:
             shutil.copy(options.folder / start, scratch)
             began = time.process_time()
             train(name, 0, data[0], options.width, options.epochs, Path(scratch))
-            print(f"{name}: {100 * (time.process_time() - began) / whole:.1f} % of the training of {method.start}")
+            print(
+                f"{name}: {100 * (time.process_time() - began) / whole:.1f} % of the training of {method.start}",
+                flush=True,
+            )
 
 
 def summary(options: argparse.Namespace) -> None:
@@ -374,6 +378,7 @@ def main() -> None:
     command.set_defaults(call=latency)
     command = commands.add_parser("cost")
     command.add_argument("--folder", type=Path, required=True)
+    command.add_argument("--methods", nargs="+", choices=list(METHODS))
     command.add_argument("--epochs", type=int, default=20)
     command.add_argument("--width", type=int, default=64)
     command.set_defaults(call=cost)

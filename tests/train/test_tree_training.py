@@ -56,7 +56,8 @@ def test_the_experiment_from_training_to_the_plot(
         capsys.readouterr()
         call(script, monkeypatch, "cost", "--folder", tmp_path, "--epochs", 5, "--width", 8)
         shares = re.findall(r"^(\S+): (\S+) % of the training of none$", capsys.readouterr().out, re.MULTILINE)
-        assert {"shorten-0.18", "labels-0.18", "cut-0.18", "calibrate-0.18"} == {name for name, _ in shares}
+        begun = {name for name, method in script["METHODS"].items() if method.start is not None}
+        assert begun == {name for name, _ in shares} and len(begun) > 3
         assert all(float(share) > 0 for _, share in shares)
         call(script, monkeypatch, "summary", table)
         assert "shorten-0.18" in capsys.readouterr().out
