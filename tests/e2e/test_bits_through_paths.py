@@ -140,7 +140,8 @@ def test_dense_layers(tmp_path: Path) -> None:
             chain.add("Squeeze", "axes")
         chain.binarise()
     chain.add("MatMul", chain.constant(chain.random.choice([-1.0, 1.0], (CHANNELS, 9))))
-    assert gives_bits(compiled(chain.model(), tmp_path, "auto")) == [True, True, True, False]
+    # Bit-sliced kernels, which some CPUs would take for the convolution, hand no bits through a flattened map.
+    assert gives_bits(compiled(chain.model(), tmp_path, "popcount")) == [True, True, True, False]
 
 
 def test_a_flattened_map_stays_float(tmp_path: Path) -> None:
