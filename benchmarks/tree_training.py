@@ -115,17 +115,7 @@ METHODS = {
 }
 
 #: The methods that differ in λ alone, be it given or what reaches a ratio.
-LAMBDA_SWEEP = (
-    "none",
-    "signs-0.25",
-    "signs-0.5",
-    "signs-1",
-    "signs-2",
-    "signs-4",
-    "signs-8",
-    "ratio-0.12",
-    "ratio-0.07",
-)
+LAMBDA_SWEEP = [name for name, each in METHODS.items() if each == Method(weight=each.weight, ratio=each.ratio)]
 
 COLUMNS = ["method", "lambda", "seed", "width", "epochs", "accuracy", "ratio", "depth"]
 LAYER_COLUMNS = ["ratio_conv1", "ratio_conv2", "ratio_conv3"]
