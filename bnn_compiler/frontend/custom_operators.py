@@ -25,7 +25,7 @@ is adding and subtracting 1.5 * 2^23, exact where |y| <= 2^22 (float32), that is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,16 +34,13 @@ from onnx import NodeProto
 
 from bnn_compiler.errors import ModelError
 
-from .node_emitter import NodeEmitter
+from .node_emitter import Lowering, NodeEmitter
 from .onnx_graph import attribute_value, describe_node, text_attribute
 
 _Array = npt.NDArray[Any]
 
 MAX_THRESHOLDS = 255
 """Of a ``MultiThreshold``: eight bits. Each becomes a comparison."""
-
-Lowering = Callable[[NodeProto, NodeEmitter], "str | None"]
-"""Emits the nodes that replace a node; a reason where it cannot, or not yet (a shape that is not inferred so far)."""
 
 
 def _lower_bipolar_quant(node: NodeProto, emit: NodeEmitter) -> str | None:
@@ -90,6 +87,7 @@ def _lower_trunc(node: NodeProto, emit: NodeEmitter) -> str | None:
 
 
 def _lower_trunc_1(node: NodeProto, emit: NodeEmitter) -> str | None:
+    _require_inputs(node, 5)
     data, scale, zero, width, out_width = node.input
     widths = emit.constant_value(width), emit.constant_value(out_width)
     if any(bits is None or bits.size != 1 for bits in widths):
@@ -222,6 +220,8 @@ def _flag(node: NodeProto, name: str, default: int | None = None) -> bool:
 
 
 def _require_inputs(node: NodeProto, count: int) -> None:
+    if len(node.output) != 1 or not node.output[0] or not all(node.input):
+        raise ModelError(f"{describe_node(node)} lacks an input, or has not exactly one output")
     if len(node.input) != count:
         raise ModelError(f"{describe_node(node)} has {len(node.input)} inputs; it needs {count}")
 

@@ -3,7 +3,7 @@
 1. IR version and operator-set version are known here.
 2. There are inputs and outputs, dense tensors of a compiled element type, each named once.
 3. Every operator can be converted (:mod:`bnn_compiler.frontend.operator_support` says which), or is replaced by
-   standard ones later (:mod:`bnn_compiler.frontend.custom_domains`).
+   standard ones later (:mod:`bnn_compiler.frontend.node_lowering`).
 4. Nodes can be ordered: every tensor has one source, and there is no cycle.
 5. ONNX's own checker agrees: attributes, operand counts, names.
 6. No required operand of a node is left empty: converters would dereference it.
@@ -20,7 +20,7 @@ from onnx import NodeProto, ValueInfoProto
 
 from bnn_compiler.errors import ModelError, UnsupportedOperatorError
 
-from .custom_domains import has_lowering, import_custom_domains
+from .node_lowering import import_custom_domains
 from .node_order import sort_nodes
 from .onnx_graph import ONNX_DOMAINS, TENSOR_DTYPES, all_nodes, describe_node, dtype_name, integer_attribute
 from .operator_support import check_operators
@@ -112,8 +112,8 @@ def _run_checker(model: onnx.ModelProto) -> None:
 def _check_required_inputs(nodes: list[NodeProto], opset: int) -> None:
     """Condition 6. The checker counts the inputs, but lets an empty name stand for a required one."""
     for node in nodes:
-        if has_lowering(node):
-            continue
+        if node.domain:
+            continue  # its lowering knows
         formal = onnx.defs.get_schema(node.op_type, opset, "").inputs
         for index, name in enumerate(node.input):
             option = formal[min(index, len(formal) - 1)].option

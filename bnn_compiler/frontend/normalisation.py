@@ -6,8 +6,8 @@ In order:
 2. sparse initialisers become dense;
 3. every input dimension becomes a number (:mod:`bnn_compiler.frontend.input_shapes`);
 4. to a fixed point: shapes are inferred, constants folded (:mod:`bnn_compiler.frontend.constant_folding`), operators
-   of quantisation tools replaced by standard ones (:mod:`bnn_compiler.frontend.custom_domains`), branches with a known
-   condition taken; then each branch that is left becomes a ``Where`` over both sides;
+   replaced by simpler standard ones (:mod:`bnn_compiler.frontend.node_lowering`), branches with a known condition
+   taken; then each branch that is left becomes a ``Where`` over both sides;
 5. ``Einsum`` becomes ``MatMul`` where it is one (:mod:`bnn_compiler.frontend.einsum_products`);
 6. ``auto_pad`` becomes explicit pads, and operands are checked (:mod:`bnn_compiler.frontend.operator_check`);
 7. ``Identity`` and ``Dropout`` go, where no name of the graph's border depends on them;
@@ -24,11 +24,11 @@ from bnn_compiler.errors import ModelError
 
 from .branches import inline_known_branches, select_branches
 from .constant_folding import dense_initializers, fold_constants
-from .custom_domains import lower_custom_nodes, require_standard_nodes
 from .einsum_products import rewrite_einsums
 from .explicit_padding import make_padding_explicit
 from .input_shapes import fix_input_shapes
 from .memory_estimate import check_memory
+from .node_lowering import lower_nodes, require_lowered_nodes
 from .node_order import name_nodes
 from .operator_check import check_operands
 from .pass_through import remove_pass_through
@@ -61,7 +61,7 @@ def normalise(
     _settle(model, opset)
     while select_branches(model):  # a branch may hold another
         _settle(model, opset)
-    require_standard_nodes(model, opset)
+    require_lowered_nodes(model, opset)
     if rewrite_einsums(model):  # 5
         _settle(model, opset)  # what was done to constants
     make_padding_explicit(model)  # 6
@@ -81,7 +81,7 @@ def _settle(model: onnx.ModelProto, opset: int) -> None:
         infer_shapes(model)
         check_memory(model)
         # All three in each round: one often makes another possible.
-        if not fold_constants(model) + lower_custom_nodes(model, opset) + inline_known_branches(model):
+        if not fold_constants(model) + lower_nodes(model, opset) + inline_known_branches(model):
             return
     raise ModelError("the shapes of its tensors depend on each other in too long a chain")
 

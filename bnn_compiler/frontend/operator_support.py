@@ -10,8 +10,8 @@ from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map
 
 from bnn_compiler.errors import ModelError, UnsupportedOperatorError
 
-from .custom_domains import has_lowering
-from .custom_operators import CUSTOM_LOWERINGS
+from .lowerings import LOWERINGS, STANDARD_LOWERINGS
+from .node_lowering import has_lowering
 from .onnx_graph import ONNX_DOMAINS, all_nodes, attribute_value, describe_node
 
 _NO_TENSOR = frozenset(
@@ -38,7 +38,7 @@ _RESOLVED_HERE = frozenset({"Constant", "If"})
 @cache
 def supported_operators() -> frozenset[str]:
     """Operators of the standard domain that can be converted."""
-    return (frozenset(_get_convert_map()) - _NO_TENSOR) | _RESOLVED_HERE
+    return (frozenset(_get_convert_map()) - _NO_TENSOR) | _RESOLVED_HERE | frozenset(STANDARD_LOWERINGS)
 
 
 def check_operators(model: onnx.ModelProto) -> None:
@@ -58,7 +58,7 @@ def check_operators(model: onnx.ModelProto) -> None:
     kinds = {(node.domain, node.op_type) for node in refused}
     others = f" ({len(refused)} nodes of {len(kinds)} such operators in all)" if len(refused) > 1 else ""
     if first.domain not in ONNX_DOMAINS:
-        known = ", ".join(CUSTOM_LOWERINGS.get(first.domain, ()))
+        known = ", ".join(LOWERINGS.get(first.domain, ()))
         raise UnsupportedOperatorError(
             f"{describe_node(first)}: operators of the domain {first.domain!r} are not supported"
             f"{f' except {known}' if known else ''}{others}"
@@ -70,9 +70,9 @@ def check_operators(model: onnx.ModelProto) -> None:
 
 
 def _is_supported(node: NodeProto) -> bool:
-    if has_lowering(node):
-        return True
-    if node.domain not in ONNX_DOMAINS or node.op_type not in supported_operators():
+    if node.domain not in ONNX_DOMAINS:
+        return has_lowering(node)
+    if node.op_type not in supported_operators():
         return False
     # Before opset 14, more than one output asked for training.
     trains = attribute_value(node, "training_mode", 0) or len(node.output) > 1

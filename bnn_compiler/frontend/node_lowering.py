@@ -1,4 +1,7 @@
-"""Nodes of other domains, replaced by standard ones (:mod:`bnn_compiler.frontend.custom_operators` says how)."""
+"""Nodes that are replaced by simpler standard ones: operators of other domains, and standard ones without a converter.
+
+:mod:`bnn_compiler.frontend.lowerings` lists them; the file of each says how.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,19 @@ from collections.abc import MutableMapping
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto
 
-from bnn_compiler.errors import ModelError, UnsupportedOperatorError
+from bnn_compiler.errors import UnsupportedOperatorError
 
-from .custom_operators import CUSTOM_LOWERINGS
+from .lowerings import LOWERINGS
 from .node_emitter import NodeEmitter
 from .onnx_graph import ONNX_DOMAINS, all_nodes, describe_node, subgraphs, tensor_types
 
 OLDEST_OPSET = 9
-"""``Where`` and ``Sign`` came with it."""
+"""For operators of other domains: ``Where`` and ``Sign`` came with it."""
 
 
 def has_lowering(node: NodeProto) -> bool:
-    """Whether the node is of another domain, and is replaced by standard nodes."""
-    return node.op_type in CUSTOM_LOWERINGS.get(node.domain, ())
+    """Whether the node is replaced by standard nodes."""
+    return node.op_type in LOWERINGS.get(node.domain, ())
 
 
 def import_custom_domains(model: onnx.ModelProto) -> None:
@@ -30,31 +33,32 @@ def import_custom_domains(model: onnx.ModelProto) -> None:
         model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
 
 
-def lower_custom_nodes(model: onnx.ModelProto, opset: int) -> int:
-    """Replace the custom nodes for which all is known that it takes, in place; the number replaced.
+def lower_nodes(model: onnx.ModelProto, opset: int) -> int:
+    """Replace the nodes with a lowering for which all is known that it takes, in place; the number replaced.
 
     Raises:
         ModelError: a node contradicts its operator's definition.
+        UnsupportedOperatorError: a node has a form that is not supported.
     """
     replaced = _lower_graph(model.graph, opset, {})
-    if replaced and not any(has_lowering(node) for node in all_nodes(model.graph)):
+    if replaced and not any(node.domain not in ONNX_DOMAINS for node in all_nodes(model.graph)):
         standard = [entry for entry in model.opset_import if entry.domain in ONNX_DOMAINS]
         del model.opset_import[:]
         model.opset_import.extend(standard)
     return replaced
 
 
-def require_standard_nodes(model: onnx.ModelProto, opset: int) -> None:
-    """No custom node is left.
+def require_lowered_nodes(model: onnx.ModelProto, opset: int) -> None:
+    """No node with a lowering is left.
 
     Raises:
         UnsupportedOperatorError: one is; the message says what was missing.
     """
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    types = tensor_types(model.graph)
     for node in model.graph.node:
         if has_lowering(node):
-            lowering = CUSTOM_LOWERINGS[node.domain][node.op_type]
-            reason = lowering(node, NodeEmitter(node, opset, constants, tensor_types(model.graph)))
+            reason = LOWERINGS[node.domain][node.op_type](node, NodeEmitter(node, opset, constants, types))
             raise UnsupportedOperatorError(f"{describe_node(node)} cannot be compiled: {reason}")
 
 
@@ -82,10 +86,8 @@ def _lower_graph(graph: GraphProto, opset: int, outer: MutableMapping[str, Tenso
 
 
 def _lower_node(node: NodeProto, opset: int, emit: NodeEmitter) -> NodeEmitter | None:
-    if opset < OLDEST_OPSET:
+    if node.domain and opset < OLDEST_OPSET:
         raise UnsupportedOperatorError(
             f"{describe_node(node)} needs the ONNX operator set {OLDEST_OPSET} or newer, the model uses {opset}"
         )
-    if len(node.output) != 1 or not node.output[0] or not all(node.input):
-        raise ModelError(f"{describe_node(node)} lacks an input, or has not exactly one output")
-    return emit if CUSTOM_LOWERINGS[node.domain][node.op_type](node, emit) is None else None
+    return emit if LOWERINGS[node.domain][node.op_type](node, emit) is None else None

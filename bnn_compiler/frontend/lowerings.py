@@ -1,0 +1,13 @@
+"""All lowerings by domain and operator; each table stands with its operators' definitions in a file of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .custom_operators import CUSTOM_LOWERINGS
+from .node_emitter import Lowering
+
+STANDARD_LOWERINGS: Mapping[str, Lowering] = {}
+"""Operators of the standard domain that become simpler ones of it, whatever TVM's importer makes of them."""
+
+LOWERINGS: Mapping[str, Mapping[str, Lowering]] = {**CUSTOM_LOWERINGS, "": STANDARD_LOWERINGS}
