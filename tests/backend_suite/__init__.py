@@ -1,0 +1,1 @@
+"""ONNX's own backend test suite (``onnx.backend.test``), compiled case by case."""
