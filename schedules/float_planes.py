@@ -22,6 +22,9 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 from .float_tile import DTYPE, EPILOGUE_ATTR, axis, every_second, index, ramp, region, scratch, serial, whole
 from .geometry import ConvGeometry
 
+SHORTEST_ROW = 4
+"""Elements from which on a row is read as vectors: LLVM 22 makes invalid code of shuffles of two lanes."""
+
 
 @dataclass(frozen=True)
 class Planes:
@@ -136,6 +139,8 @@ class Planes:
         if right == left:
             return
         lanes = min(self.lanes, 1 << (right - left).bit_length() - 1)
+        if lanes < SHORTEST_ROW:
+            lanes = 1
         with serial(-(-(right - left) // lanes)) as vector:
             x = (
                 tirx.min(vector * lanes + left, index(right - lanes))

@@ -1,8 +1,8 @@
 """Max and average pooling on NCHW, one channel at a time, in cache.
 
 Rows of results are computed straight from the image where that holds them whole (``PoolPlan.reads_image``): vectors
-of neighbouring windows, with stride 2 every second pixel of two vectors. Other windows, those of short rows among them,
-read padded phase planes.
+of neighbouring windows, with stride 2 every second pixel of two vectors; fewer than four windows one by one. Other
+windows, those of short rows among them, read padded phase planes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from .float_planes import Planes, nchw, vector_store
+from .float_planes import SHORTEST_ROW, Planes, nchw, vector_store
 from .float_tile import DTYPE, axis, every_second, index, parameter, ramp, registers, scratch, serial, shared, whole
 from .float_transpose import flat
 from .geometry import ConvGeometry, windows_hold_pixels
@@ -30,6 +30,8 @@ _MAX_TAPS = 25
 # Vectors in flight per tap: enough to hide latency, few enough for 16 registers.
 _VECTORS = 4
 _CYCLES_PER_VECTOR = 3
+# What ONNX Runtime pads maxima with, and gives for a window without pixels.
+_LOWEST = float(np.finfo(np.float32).min)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def pool_kernel(plan: PoolPlan) -> tirx.PrimFunc:
                 else:
                     planes = layout.allocate()
                     acc = scratch("acc", (1, layout.block_vectors * plan.lanes))
-                    layout.fill_border(planes, 0.0 if average else -np.inf)
+                    layout.fill_border(planes, 0.0 if average else _LOWEST)
                     with serial(g.batch) as n, serial(g.in_channels) as c:
                         layout.copy_interior(data, planes, n, c, plan.spatial_rank)
                         _combine_windows(plan, planes, acc, c)
@@ -141,6 +143,8 @@ def _combine_rows(plan: PoolPlan, data: Any, acc: Any, n: Any, channel: Any) -> 
     combine = tirx.max if plan.kind == "max" else _add
     first, last = plan.inner_columns
     lanes = min(plan.lanes, 1 << (last - first).bit_length() - 1)
+    if lanes < SHORTEST_ROW:  # every window by itself
+        first = last = 0
     with T.sblock("combine"):
         vn, vc = axis(g.batch, n), axis(g.in_channels, channel)
         T.reads(data[whole(data)])
@@ -165,6 +169,8 @@ def _combine_rows(plan: PoolPlan, data: Any, acc: Any, n: Any, channel: Any) -> 
 
             for x in (*range(first), *range(last, g.out_width)):
                 edge(x)
+            if first == last:
+                return
             with serial(-(-(last - first) // lanes)) as vector:
                 # The last vector overlaps the one before.
                 x = T.Bind(tirx.min(vector * lanes + first, index(last - lanes)))
@@ -208,7 +214,7 @@ def _combine_tile(
     g, layout, lanes = plan.geometry, plan.planes, plan.lanes
     totals = registers("totals", vectors * lanes)
     starts = [index(v * lanes) for v in range(vectors)]
-    identity = -np.inf if plan.kind == "max" else 0.0
+    identity = _LOWEST if plan.kind == "max" else 0.0
     for start in starts:
         T.buffer_store(totals, tirx.Broadcast(tirx.const(identity, DTYPE), lanes), [ramp(start, lanes)])
     with serial(g.kernel[0]) as ky, serial(g.kernel[1]) as kx:

@@ -1,4 +1,4 @@
-"""``auto_pad`` of convolutions and pools as explicit ``pads``.
+"""``auto_pad`` of convolutions as explicit ``pads``; :mod:`bnn_compiler.frontend.pool_windows` has that of pools.
 
 ONNX's rule, per spatial axis: the output has ``ceil(input / stride)`` positions, so the total padding is
 
@@ -18,7 +18,7 @@ from bnn_compiler.errors import ModelError, UnsupportedOperatorError
 
 from .onnx_graph import describe_node, integers_attribute, static_shape, tensor_types, text_attribute
 
-_WINDOWED = frozenset({"Conv", "MaxPool", "AveragePool", "LpPool"})
+_WINDOWED = frozenset({"Conv"})
 
 
 def make_padding_explicit(model: onnx.ModelProto) -> int:

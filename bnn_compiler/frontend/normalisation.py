@@ -9,7 +9,8 @@ In order:
    replaced by simpler standard ones (:mod:`bnn_compiler.frontend.node_lowering`), branches with a known condition
    taken; then each branch that is left becomes a ``Where`` over both sides;
 5. ``Einsum`` becomes ``MatMul`` where it is one (:mod:`bnn_compiler.frontend.einsum_products`);
-6. ``auto_pad`` becomes explicit pads, and operands are checked (:mod:`bnn_compiler.frontend.operator_check`);
+6. ``auto_pad`` becomes explicit pads, and operands are checked (:mod:`bnn_compiler.frontend.operator_check`); a pool's
+   windows become explicit before each inference of shapes (:mod:`bnn_compiler.frontend.pool_windows`);
 7. ``Identity`` and ``Dropout`` go, where no name of the graph's border depends on them;
 8. all nodes have unique names.
 """
@@ -30,8 +31,10 @@ from .input_shapes import fix_input_shapes
 from .memory_estimate import check_memory
 from .node_lowering import lower_nodes, require_lowered_nodes
 from .node_order import name_nodes
+from .onnx_graph import tensor_types
 from .operator_check import check_operands
 from .pass_through import remove_pass_through
+from .pool_windows import make_pool_windows_explicit, pad_overhanging_pools
 from .shape_inference import infer_shapes, require_compiled_types
 
 MAX_VISITS = 1_000_000
@@ -65,6 +68,7 @@ def normalise(
     if rewrite_einsums(model):  # 5
         _settle(model, opset)  # what was done to constants
     make_padding_explicit(model)  # 6
+    pad_overhanging_pools(model, opset, tensor_types(model.graph))
     check_operands(model)
     require_compiled_types(model)
     remove_pass_through(model)  # 7
@@ -78,6 +82,7 @@ def _settle(model: onnx.ModelProto, opset: int) -> None:
     visits = 0
     while visits <= MAX_VISITS:
         visits += len(model.graph.node)
+        make_pool_windows_explicit(model, opset)
         infer_shapes(model)
         check_memory(model)
         # All three in each round: one often makes another possible.

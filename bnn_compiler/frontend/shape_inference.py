@@ -43,14 +43,33 @@ def infer_shapes(model: onnx.ModelProto) -> None:
         source = passed_on.get(output.name)
         if source is not None and not tensor_type.HasField("shape") and static_shape(source) is not None:
             tensor_type.shape.CopyFrom(source.tensor_type.shape)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(_skeleton(model), check_type=True, strict_mode=True)
-    except Exception as error:  # the C++ side raises InferenceError, RuntimeError, ValueError, ...
-        raise ModelError(f"shapes or types contradict each other: {inference_cause(error)}") from error
+    inferred = _inferred(_skeleton(model))
     graph.value_info.extend(inferred.graph.value_info)
     _check_passed_on(graph, passed_on)
     for output, typed in zip(graph.output, inferred.graph.output, strict=True):
         output.CopyFrom(typed)
+
+
+def type_before(model: onnx.ModelProto, index: int, name: str) -> onnx.TypeProto | None:
+    """The type of a tensor as far as it follows from the nodes before ``index``.
+
+    Raises:
+        ModelError: those nodes disagree about shapes or types.
+    """
+    known = _types_given(model.graph)
+    if name in known:
+        return known[name]
+    skeleton = _skeleton(model)
+    del skeleton.graph.node[index:]
+    del skeleton.graph.output[:]
+    return next((info.type for info in _inferred(skeleton).graph.value_info if info.name == name), None)
+
+
+def _inferred(skeleton: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(skeleton, check_type=True, strict_mode=True)
+    except Exception as error:  # the C++ side raises InferenceError, RuntimeError, ValueError, ...
+        raise ModelError(f"shapes or types contradict each other: {inference_cause(error)}") from error
 
 
 def _types_given(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:

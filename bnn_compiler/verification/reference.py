@@ -159,9 +159,9 @@ def _sample(spec: TensorSpec, generator: np.random.Generator, index: int) -> Arr
     if dtype.kind == "f":
         normal = index % 2 == 0
         values = generator.standard_normal(spec.shape).clip(-3, 3) if normal else generator.random(spec.shape)
-        return np.ascontiguousarray(values, dtype)
+        return np.asarray(values, dtype, order="C")
     if dtype.kind == "b":
-        return generator.random(spec.shape) < 0.5
+        return np.asarray(generator.random(spec.shape) < 0.5)
     top = min(255, np.iinfo(dtype).max)
     return generator.integers(0, top, spec.shape, dtype, endpoint=True)
 

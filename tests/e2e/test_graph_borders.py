@@ -1,0 +1,45 @@
+"""Inputs and outputs of unusual kinds: scalars, views, the same tensor twice, inputs and constants as outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx.parser
+import onnxruntime
+import pytest
+
+from bnn_compiler.driver import compile_model
+
+GRAPHS = {
+    "scalars": """g (float a, bool b, double d) => (float y, bool z, double w, float a2) {
+        y = Neg(a)  z = Not(b)  w = Abs(d)  a2 = Add(a, a)
+    }""",
+    "scalar input as it is": "g (bool b) => (bool y, bool z) { y = Identity(b)  z = Identity(b) }",
+    "unused input": "g (float[2] a, float u) => (float[2] y) { y = Relu(a) }",
+    "views": """g (float[2,3] a) => (float[6] y, float[1,2,3] z, float[3,2] w, float[2,3] v)
+        <int64[1] all = {-1}, int64[1] first = {0}, int64[2] turned = {3, 2}> {
+        v = Relu(a)  y = Reshape(v, all)  z = Unsqueeze(v, first)  w = Reshape(y, turned)
+    }""",
+    "views of an input": """g (float[2,3] a) => (float[6] y, float[2,3] z)
+        <int64[1] all = {-1}> { y = Reshape(a, all)  z = Identity(a) }""",
+    "one tensor twice": "g (float[2,3] a) => (float[2,3] y, float[2,3] z) { y = Neg(a)  z = Identity(y) }",
+    "equal tensors": "g (float[2,3] a) => (float[2,3] y, float[2,3] z) { y = Neg(a)  z = Neg(a) }",
+    "constants": """g (float[2] a) => (float[2] y, float[3] c, float[3] d) <float[3] k = {1, 2, 3}> {
+        y = Neg(a)  c = Identity(k)  d = Identity(k)
+    }""",
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_border(name: str) -> None:
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {GRAPHS[name]}')
+    compiled = compile_model(model)
+    generator = np.random.default_rng(0)
+    feeds: dict[str, npt.NDArray[np.generic]] = {
+        spec.name: np.asarray(generator.integers(-2, 3, spec.shape)).astype(spec.dtype) for spec in compiled.inputs
+    }
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    actual = compiled.run(feeds)
+    for key, expected in zip(actual, session.run(list(actual), feeds), strict=True):
+        assert (actual[key].shape, actual[key].dtype) == (expected.shape, expected.dtype)
+        np.testing.assert_array_equal(actual[key], expected, err_msg=key)
