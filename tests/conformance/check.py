@@ -1,0 +1,227 @@
+"""Compile one case and say what came of it; runs in a process that may crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+import traceback
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from bnn_compiler import BnncError, compile_model
+from bnn_compiler.errors import VerificationError
+from bnn_compiler.frontend.custom_operators import CUSTOM_LOWERINGS
+
+from .generate import Case, Options
+from .judge import Judge, Verdict
+from .one_node import Array, RejectedNodeError
+from .prepare import case_of, runs
+
+FEW = ("nan", "infinite", "huge", "denormal")
+"""Inputs on which the compiler promises less; what goes wrong on these alone is a kind of its own."""
+
+_STOCK = frozenset(schema.name for schema in onnx.defs.get_all_schemas())
+_OPERATORS = _STOCK | {op for domain in CUSTOM_LOWERINGS.values() for op in domain}
+_OBSCURE = re.compile(r"Traceback|InternalError|Check failed|TVMError|0x[0-9a-f]{6}|\n")
+
+
+@dataclass(frozen=True)
+class Result:
+    """``status`` is clean, rounding, refused, skipped or finding. ``kind`` says more: the operator that was refused, or
+    what kind of finding; ``detail`` is a line for people, ``cause`` what stays the same while a finding is shrunk."""
+
+    status: str
+    kind: str = ""
+    detail: str = ""
+    cause: str = ""
+    seconds: float = 0.0
+
+    def to_text(self) -> str:
+        """As JSON."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_text(text: str) -> Result:
+        """The opposite."""
+        return Result(**json.loads(text))
+
+
+def check_bytes(payload: bytes) -> str:
+    """For ``IsolatedWorker``: a pickled case, or a dictionary with the arguments of ``random_case``, to a result."""
+    start = time.perf_counter()
+    result = check_case(case_of(payload))
+    return replace(result, seconds=time.perf_counter() - start).to_text()
+
+
+def check_case(case: Case) -> Result:
+    """Compile, run and judge."""
+    reference = onnx.load_from_string(case.reference)
+    # ONNX Runtime has no operators of other domains: their definitions in standard ones stand for them.
+    try:
+        judge = Judge(reference)
+        feeds = {kind: feed for kind, feed in case.feeds.items() if runs(judge, feed)}
+    except RejectedNodeError as error:
+        return Result("skipped", "ONNX Runtime", _line(error))
+    if not feeds:
+        return Result("skipped", "ONNX Runtime", "no input runs")
+    try:
+        compiled = _compile(case, feeds)
+    except VerificationError as error:
+        return _judge_refusal(case, judge, feeds, error)
+    except BnncError as error:
+        return _judge_message(error)
+    except Exception as error:
+        return _internal("compile", error)
+    return _judge_network(compiled, case.options, judge, reference, feeds)
+
+
+def _compile(case: Case, feeds: dict[str, dict[str, Array]], *, verify: bool = True) -> Any:
+    options = case.options
+    extra: dict[str, Any] = {} if options.sign_zero is None else {"sign_zero": options.sign_zero}
+    feed = next(iter(feeds.values()))
+    graph = onnx.load_from_string(case.model).graph
+    open_inputs = {
+        entry.name: feed[entry.name].shape
+        for entry in graph.input
+        if any(dim.dim_param for dim in entry.type.tensor_type.shape.dim)
+    }
+    return compile_model(
+        case.model,
+        target=options.target,
+        algorithm=options.algorithm,
+        input_shapes=open_inputs or None,
+        verify=verify,
+        **extra,
+    )
+
+
+def _judge_network(
+    compiled: Any, options: Options, judge: Judge, reference: onnx.ModelProto, feeds: dict[str, dict[str, Array]]
+) -> Result:
+    """Every input; findings on ordinary ones before findings on others."""
+    report = compiled.report
+    noted = {note["node"] for note in report["notes"] if note["code"] == "sign_zero_taken_as_plus_one"}
+    if noted and options.sign_zero == "exact":
+        return Result("finding", "zero taken as +1", f"notes {sorted(noted)} with sign_zero='exact'", "exact")
+    # A bit cannot hold NaN (README.md).
+    bits = frozenset(layer["name"] for layer in report["layers"] if layer["algorithm"] != "float")
+    judges = [judge]
+    plus = _with_plus(reference, noted) if noted else None
+    if plus is not None:
+        judges = [Judge(plus)] if options.sign_zero == "plus" else [judge, Judge(plus)]
+    found: list[tuple[str, Verdict]] = []
+    rounding = 0
+    for kind, feed in feeds.items():
+        try:
+            actual = _run(compiled, feed, options.threads)
+        except Exception as error:
+            return _internal("run", error)
+        # What is taken as +1 by default must be right for ONNX's zero wherever zeros do not come of underflow alone.
+        of_kind = judges if kind in FEW or options.sign_zero == "plus" else judges[:1]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                verdicts = [one.judge(actual, feed, bits) for one in of_kind]
+        except RejectedNodeError:
+            continue
+        verdict = min(verdicts, key=lambda one: len(one.wrong))
+        rounding += verdict.rounding
+        if verdict.wrong:
+            found.append((kind, verdict))
+    if found:
+        kinds = [kind for kind, _ in found]
+        ordinary = [kind for kind in kinds if kind not in FEW]
+        name = "wrong" if ordinary else f"wrong on {kinds[0]}"
+        if noted and options.sign_zero is None and name == "wrong":
+            name = "wrong with Sign(0) = +1"
+        detail = f"{', '.join(kinds)}: {'; '.join(found[0][1].wrong)}"
+        return Result("finding", name, detail, "")
+    return Result("rounding" if rounding else "clean")
+
+
+def _run(compiled: Any, feed: dict[str, Array], threads: int) -> dict[str, Array]:
+    """In a thread of its own where it takes several: a thread keeps the pool of its first run."""
+    compiled.model.set_num_threads(threads)
+    if threads == 1:
+        return dict(compiled.run(feed))
+    with ThreadPoolExecutor(1) as fresh:
+        return dict(fresh.submit(compiled.run, feed).result())
+
+
+def _judge_refusal(case: Case, judge: Judge, feeds: dict[str, dict[str, Array]], error: BnncError) -> Result:
+    """Verification refused: is the network wrong, is it right, or does rounding decide?"""
+    message = _line(error)
+    cause = re.sub(r"'[^']*'|[-\d.e+]*\d", "*", message)[:60]
+    try:
+        result = _judge_network(
+            _compile(case, feeds, verify=False), case.options, judge, onnx.load_from_string(case.reference), feeds
+        )
+    except Exception as inner:
+        return _internal("compile without verification", inner)
+    if result.status == "finding" and result.kind.startswith("wrong"):
+        return Result("finding", "verification refuses a wrong network", f"{message} | {result.detail}", cause)
+    if "neither result is wrong" in message:
+        return Result("refused", "rounding decides", message)
+    kind = "verification refuses what rounding decides" if result.status == "rounding" else "verification refuses"
+    return Result("finding", kind, message, cause)
+
+
+def _judge_message(error: BnncError) -> Result:
+    message = str(error)
+    named = [word for word in re.findall(r"[A-Za-z0-9]+", message) if word in _OPERATORS]
+    cause = re.sub(r"'[^']*'|\d+", "*", message)[:60]
+    if _OBSCURE.search(message):
+        return Result("finding", "obscure refusal", _line(error), cause)
+    if not named:
+        return Result("finding", "refusal without an operator", _line(error), cause)
+    return Result("refused", named[0], _line(error))
+
+
+def _internal(stage: str, error: BaseException) -> Result:
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "bnn_compiler" in frame.filename] or list(frames)
+    text = _line(error)
+    where = f"{os.path.basename(ours[-1].filename)}:{ours[-1].name}" if ours else ""  # noqa: PTH119
+    cause = f"{type(error).__name__} in {where}"
+    return Result("finding", "internal error", f"{stage}: {cause}: {text}", cause)
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]
+
+
+def _with_plus(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
+    """The model with Sign(0) = +1 at the nodes of these names; NaN keeps its sign of NaN."""
+    changed = onnx.load_from_string(model.SerializeToString())
+    kinds = {
+        info.name: info.type.tensor_type.elem_type for info in onnx.shape_inference.infer_shapes(model).graph.value_info
+    }
+    kinds.update({info.name: info.type.tensor_type.elem_type for info in model.graph.input})
+    kinds.update({tensor.name: tensor.data_type for tensor in model.graph.initializer})
+    nodes = []
+    for node in changed.graph.node:
+        if node.op_type != "Sign" or node.name not in names:
+            nodes.append(node)
+            continue
+        source, result = node.input[0], node.output[0]
+        dtype = helper.tensor_dtype_to_np_dtype(kinds.get(source, onnx.TensorProto.FLOAT))
+        changed.graph.initializer.extend(
+            numpy_helper.from_array(np.asarray(value, dtype), f"{result}_{value}") for value in (0, 1)
+        )
+        nodes += [
+            helper.make_node("Equal", [source, f"{result}_0"], [f"{result}_is_0"], f"{node.name}_equal"),
+            helper.make_node("Sign", [source], [f"{result}_sign"], f"{node.name}_sign"),
+            helper.make_node("Where", [f"{result}_is_0", f"{result}_1", f"{result}_sign"], [result], node.name),
+        ]
+    del changed.graph.node[:]
+    changed.graph.node.extend(nodes)
+    return changed
