@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from .custom_operators import CUSTOM_LOWERINGS
 from .node_emitter import Lowering
+from .quantisation_operators import QUANTISATION_LOWERINGS
 
-STANDARD_LOWERINGS: Mapping[str, Lowering] = {}
+STANDARD_LOWERINGS: Mapping[str, Lowering] = {**QUANTISATION_LOWERINGS}
 """Operators of the standard domain that become simpler ones of it, whatever TVM's importer makes of them."""
 
 LOWERINGS: Mapping[str, Mapping[str, Lowering]] = {**CUSTOM_LOWERINGS, "": STANDARD_LOWERINGS}

@@ -8,7 +8,8 @@ In order:
 4. to a fixed point: shapes are inferred, constants folded (:mod:`bnn_compiler.frontend.constant_folding`), operators
    replaced by simpler standard ones (:mod:`bnn_compiler.frontend.node_lowering`), branches with a known condition
    taken; then each branch that is left becomes a ``Where`` over both sides;
-5. ``Einsum`` becomes ``MatMul`` where it is one (:mod:`bnn_compiler.frontend.einsum_products`);
+5. ``Einsum`` becomes ``MatMul`` where it is one (:mod:`bnn_compiler.frontend.einsum_products`), and codes that are cast
+   to integers and back stay floats (:mod:`bnn_compiler.frontend.float_codes`);
 6. ``auto_pad`` becomes explicit pads, and operands are checked (:mod:`bnn_compiler.frontend.operator_check`); a pool's
    windows become explicit before each inference of shapes (:mod:`bnn_compiler.frontend.pool_windows`);
 7. ``Identity`` and ``Dropout`` go, where no name of the graph's border depends on them;
@@ -27,6 +28,7 @@ from .branches import inline_known_branches, select_branches
 from .constant_folding import dense_initializers, fold_constants
 from .einsum_products import rewrite_einsums
 from .explicit_padding import make_padding_explicit
+from .float_codes import fold_code_casts
 from .input_shapes import fix_input_shapes
 from .memory_estimate import check_memory
 from .node_lowering import lower_nodes, require_lowered_nodes
@@ -65,8 +67,8 @@ def normalise(
     while select_branches(model):  # a branch may hold another
         _settle(model, opset)
     require_lowered_nodes(model, opset)
-    if rewrite_einsums(model):  # 5
-        _settle(model, opset)  # what was done to constants
+    if rewrite_einsums(model) + fold_code_casts(model):  # 5
+        _settle(model, opset)  # what was done to constants, and shapes
     make_padding_explicit(model)  # 6
     pad_overhanging_pools(model, opset, tensor_types(model.graph))
     check_operands(model)
