@@ -113,7 +113,7 @@ class GraphBuilder:
         return self.constant(np.array(values, np.int64))
 
     def add(self, op: str, operands: Sequence[Tensor | None], **attributes: Any) -> Tensor:
-        """Append a node of one output. An operand of None is left out, an attribute of None, too."""
+        """Append a node of one output. Operands of None are left out, and so are attributes of None or without elements."""
         return self.add_several(op, operands, outputs=1, **attributes)[0]
 
     def add_several(
@@ -124,7 +124,7 @@ class GraphBuilder:
             operands = operands[:-1]
         name = self.name(op)
         results = [self.name("t") for _ in range(outputs)]
-        kept = {key: value for key, value in attributes.items() if value is not None}
+        kept = {key: value for key, value in attributes.items() if value is not None and value != []}
         node = helper.make_node(op, [o.name if o else "" for o in operands], results, name, **kept)
         present = {operand.name: operand for operand in operands if operand is not None}
         return self._append(node, present)
