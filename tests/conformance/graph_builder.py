@@ -113,7 +113,7 @@ class GraphBuilder:
         return self.constant(np.array(values, np.int64))
 
     def add(self, op: str, operands: Sequence[Tensor | None], **attributes: Any) -> Tensor:
-        """Append a node of one output. Operands of None are left out, and so are attributes of None or without elements."""
+        """Append a node of one output. Operands of None and attributes without a value are left out."""
         return self.add_several(op, operands, outputs=1, **attributes)[0]
 
     def add_several(
