@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .custom_operators import CUSTOM_LOWERINGS
+from .function_expansion import FUNCTION_LOWERINGS
 from .node_emitter import Lowering
 from .quantisation_operators import QUANTISATION_LOWERINGS
 
-STANDARD_LOWERINGS: Mapping[str, Lowering] = {**QUANTISATION_LOWERINGS}
+STANDARD_LOWERINGS: Mapping[str, Lowering] = {**FUNCTION_LOWERINGS, **QUANTISATION_LOWERINGS}
 """Operators of the standard domain that become simpler ones of it, whatever TVM's importer makes of them."""
 
 LOWERINGS: Mapping[str, Mapping[str, Lowering]] = {**CUSTOM_LOWERINGS, "": STANDARD_LOWERINGS}

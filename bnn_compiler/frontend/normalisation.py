@@ -6,8 +6,9 @@ In order:
 2. sparse initialisers become dense;
 3. every input dimension becomes a number (:mod:`bnn_compiler.frontend.input_shapes`);
 4. to a fixed point: shapes are inferred, constants folded (:mod:`bnn_compiler.frontend.constant_folding`), operators
-   replaced by simpler standard ones (:mod:`bnn_compiler.frontend.node_lowering`), branches with a known condition
-   taken; then each branch that is left becomes a ``Where`` over both sides;
+   replaced by simpler standard ones (:mod:`bnn_compiler.frontend.node_lowering`), tensors without elements removed
+   (:mod:`bnn_compiler.frontend.empty_tensors`), branches with a known condition taken; then each branch that is left
+   becomes a ``Where`` over both sides;
 5. ``Einsum`` becomes ``MatMul`` where it is one (:mod:`bnn_compiler.frontend.einsum_products`), and codes that are cast
    to integers and back stay floats (:mod:`bnn_compiler.frontend.float_codes`);
 6. ``auto_pad`` becomes explicit pads, and operands are checked (:mod:`bnn_compiler.frontend.operator_check`); a pool's
@@ -27,6 +28,7 @@ from bnn_compiler.errors import ModelError
 from .branches import inline_known_branches, select_branches
 from .constant_folding import dense_initializers, fold_constants
 from .einsum_products import rewrite_einsums
+from .empty_tensors import remove_empty_tensors
 from .explicit_padding import make_padding_explicit
 from .float_codes import fold_code_casts
 from .input_shapes import fix_input_shapes
@@ -87,8 +89,9 @@ def _settle(model: onnx.ModelProto, opset: int) -> None:
         make_pool_windows_explicit(model, opset)
         infer_shapes(model)
         check_memory(model)
-        # All three in each round: one often makes another possible.
-        if not fold_constants(model) + lower_nodes(model, opset) + inline_known_branches(model):
+        # All in each round: one often makes another possible.
+        changes = fold_constants(model) + remove_empty_tensors(model) + lower_nodes(model, opset)
+        if not changes + inline_known_branches(model):
             return
     raise ModelError("the shapes of its tensors depend on each other in too long a chain")
 
