@@ -116,13 +116,37 @@ def _convert_split(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) 
 
 
 def _convert_slice(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -> Any:
-    """``Slice`` before operator set 10, whose bounds are attributes."""
-    if "starts" not in attributes:
+    """``Slice`` with constant bounds (attributes before operator set 10) as a slice inside the tensor's bounds.
+
+    TVM cuts bounds to 32 bits and reads ``end = -1`` of a negative step as the last element.
+    """
+    data = inputs[0]
+    if isinstance(data, relax.ShapeExpr | tvm.ir.GenericConst):
         return None
-    starts, ends = list(attributes["starts"]), list(attributes["ends"])
-    axes = list(attributes.get("axes") or range(len(starts)))
-    rank = len(inputs[0].ty.shape.values)
-    return relax.op.strided_slice(inputs[0], [axis % rank for axis in axes], starts, ends, assume_inbound=False)
+    if "starts" in attributes:
+        starts, ends, axes, steps = (attributes.get(name) for name in ("starts", "ends", "axes", "steps"))
+    else:
+        given = [_constant_array(expression) for expression in inputs[1:5]]
+        if any(known is None for known, expression in zip(given, inputs[1:5], strict=True) if expression is not None):
+            return None
+        starts, ends, axes, steps = (None if known is None else known.reshape(-1).tolist() for known in given)
+    if starts is None or ends is None:
+        return None
+    rank = len(data.ty.shape.values)
+    axes = [int(axis) % rank for axis in (range(len(starts)) if axes is None else axes)]
+    extents = [int(data.ty.shape.values[axis]) for axis in axes]
+    slices = [
+        # Python's rules are ONNX's.
+        slice(int(start), int(end), int(step)).indices(extent)
+        for start, end, step, extent in zip(starts, ends, steps or [1] * len(axes), extents, strict=True)
+    ]
+    return relax.op.strided_slice(
+        data,
+        axes,
+        [start for start, _, _ in slices],
+        [end if end >= 0 else -extent - 1 for (_, end, _), extent in zip(slices, extents, strict=True)],
+        [max(min(step, extent), -extent) for (_, _, step), extent in zip(slices, extents, strict=True)],
+    )
 
 
 def _convert_gather(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -> Any:

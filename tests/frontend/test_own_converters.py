@@ -56,3 +56,28 @@ def test_maxima_are_element_wise() -> None:
     assert [op_name(binding.value) for binding in main.body.blocks[0].bindings][:2] == [
         "relax.negative", "relax.maximum",
     ]  # fmt: skip
+
+
+BOUNDS = [-(2**63), -(2**31), -4, -3, -1, 0, 1, 2, 3, 2**31 - 1, 2**31, 2**63 - 1]
+STEPS = [1, 2, 2**40, -1, -2, -(2**31), -(2**63) + 1]
+
+
+def test_slices_with_any_bounds() -> None:
+    """Bounds and steps of 32 and 64 bits, negative ones, too: exporters write the largest number for "to the end"."""
+    data = np.arange(3, dtype=np.float32)
+    cases = [
+        (start, end, step) for start in BOUNDS for end in BOUNDS for step in STEPS if data[slice(start, end, step)].size
+    ]
+    constants, nodes = [], []
+    for index, bounds in enumerate(cases):
+        constants += [f"int64[1] c{index}_{i} = {{{value}}}" for i, value in enumerate(bounds)]
+        nodes.append(f"y{index} = Slice(x, c{index}_0, c{index}_1, zero, c{index}_2)")
+    outputs = ", ".join(f"float[{data[slice(*bounds)].size}] y{index}" for index, bounds in enumerate(cases))
+    model = parse(
+        f"g (float[3] x) => ({outputs}) <int64[1] zero = {{0}}, {', '.join(constants)}> {{ {' '.join(nodes)} }}"
+    )
+    expected = run_onnx(model, {"x": data})
+    actual = run_relax(import_onnx(model).module, [data])
+    for bounds, ours, theirs in zip(cases, actual, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=str(bounds))
+        np.testing.assert_array_equal(ours, data[slice(*bounds)], err_msg=str(bounds))
