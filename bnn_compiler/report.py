@@ -18,7 +18,7 @@ Status = Literal["binary", "binary_weight", "float"]
 REASONS: Mapping[str, str] = {
     "": "the layer is binary",
     "weights_not_constant": "the weights are computed from the network's inputs",
-    "weights_contain_zero": "a weight is zero (pruned or ternary): it is neither +α nor -α",
+    "weights_contain_zero": "a weight is zero (ternary), where all others are +α or -α",
     "weights_not_two_valued": "the weights of an output channel have more than one magnitude",
     "weights_scaled_per_input": "the magnitude of the weights varies along the input, so it is no scale of the output",
     "weights_constant": "all weights have the same sign: the layer is a sum, not a binary layer",

@@ -54,3 +54,19 @@ def _sources(definition: relax.Expr, analysis: ValueSetAnalysis) -> list[relax.E
     if is_elementwise(definition):
         return elementwise_operands(definition)
     return [definition.args[0]] if op_name(definition) == "relax.nn.pad" else []
+
+
+def reads_sign(activation: Var, analysis: ValueSetAnalysis) -> bool:
+    """Whether a ``Sign`` is among what makes the few values of ``activation``."""
+    seen: set[Var] = set()
+    pending: list[relax.Expr] = [activation]
+    while pending:
+        variable = pending.pop()
+        definition = analysis.definition(variable) if isinstance(variable, Var) and variable not in seen else None
+        if isinstance(variable, Var):
+            seen.add(variable)
+        if isinstance(definition, Call) and op_name(definition) == "relax.sign":
+            return True
+        if definition is not None:
+            pending += _sources(definition, analysis)
+    return False

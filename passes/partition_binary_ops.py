@@ -31,7 +31,7 @@ from bnn_compiler.recognition.epilogue_folding import fold_affine_epilogue
 from bnn_compiler.recognition.matching import LayerMatcher
 from bnn_compiler.recognition.threshold_folding import fold_affine_chain
 from bnn_compiler.report import Status
-from bnn_compiler.soft_signs import positive_at_zero, soft_signs
+from bnn_compiler.soft_signs import positive_at_zero, reads_sign, soft_signs
 
 _PRODUCTS = (
     "relax.nn.conv1d",
@@ -144,7 +144,7 @@ def _report_entry(
     algorithm: Algorithm,
 ) -> dict[str, Any]:
     names = matcher.names_of(variable, call)
-    reason, detail = _verdict(found)
+    reason, detail = _verdict(found, matcher)
     lowered = isinstance(found, Match) and algorithm != "float"
     if isinstance(found, Match) and not lowered:
         reason, detail = "algorithm_forced", "the float algorithm was asked for"
@@ -161,7 +161,7 @@ def _report_entry(
     }
 
 
-def _verdict(found: Match | NotBinary) -> tuple[str, str]:
+def _verdict(found: Match | NotBinary, matcher: LayerMatcher) -> tuple[str, str]:
     """Reason and detail of the report."""
     if isinstance(found, NotBinary):
         return found.reason, found.detail
@@ -171,7 +171,9 @@ def _verdict(found: Match | NotBinary) -> tuple[str, str]:
     if plan.alphabet == "codes":
         return "activations_not_two_valued", describe_codes(found.spec)
     if plan.alphabet == "ternary":
-        return "activations_not_two_valued", "three-valued activations: sign(0) = 0 is kept"
+        if reads_sign(found.activation, matcher.analysis):
+            return "activations_not_two_valued", "three-valued activations: sign(0) = 0 is kept"
+        return "activations_not_two_valued", f"activations take the values {plan.low:g}, 0 and {plan.high:g}"
     return "activations_not_symmetric", f"activations take the values {plan.low:g} and {plan.high:g}"
 
 

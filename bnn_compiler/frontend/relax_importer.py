@@ -109,7 +109,7 @@ class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is un
                 self.failure = error
             except Exception as error:  # converters raise anything from KeyError to TVM's own errors
                 self.failure = UnsupportedOperatorError(
-                    f"{describe_node(node)} has a form that cannot be compiled: {_telling_line(error)}"
+                    f"{describe_node(node)} has a form that cannot be compiled: {self._refusal(node, error)}"
                 )
                 self.failure.__cause__ = error
             if self.failure is not None:
@@ -118,6 +118,14 @@ class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is un
                 any_input = next(iter(self._inputs.values()))
                 self._nodes.update(dict.fromkeys(self._graph_outputs, any_input))
                 return
+
+    def _refusal(self, node: NodeProto, error: Exception) -> str:
+        """What is not supported: a converter's own words, or the node's form where it has none."""
+        words = _last_line(error)
+        if isinstance(error, _WORDED) and " " in words and not isinstance(error, _UNWORDED):
+            return words
+        inputs = ", ".join(_describe_operand(self._nodes.get(name)) for name in node.input) or "none"
+        return f"inputs {inputs}{_describe_attributes(node)}"
 
     def _bind_results(self, node: NodeProto) -> None:
         """Convert a node and bind each result that has a name."""
@@ -174,7 +182,40 @@ class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is un
         return parsed
 
 
-def _telling_line(error: BaseException) -> str:
+_WORDED = (ValueError, NotImplementedError, AssertionError, RuntimeError)
+"""Errors by which converters refuse a form, with a sentence."""
+
+_UNWORDED = (tvm.error.InternalError, UnicodeError)
+"""Those among their children that speak of code."""
+
+
+def _last_line(error: BaseException) -> str:
     """The telling line of an error: TVM's texts end with it, after a backtrace."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__
+    return lines[-1][:300] if lines else ""
+
+
+def _telling_line(error: BaseException) -> str:
+    line = _last_line(error)
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def _describe_operand(expression: Any) -> str:
+    """``float32[1, 3]``, with ``constant`` in front of one; ``absent``."""
+    if expression is None:
+        return "absent"
+    kind = getattr(expression, "ty", None)
+    if not isinstance(kind, relax.TensorType) or kind.shape is None:
+        return "a shape"
+    constant = "constant " if isinstance(expression, tvm.ir.GenericConst) else ""
+    return f"{constant}{kind.dtype}{[int(extent) for extent in kind.shape.values]}"
+
+
+def _describe_attributes(node: NodeProto) -> str:
+    """The attributes as the model has them, each cut to a line's part."""
+    texts = []
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+        texts.append(f"{attribute.name} = {text[:60]}")
+    return f"; {', '.join(texts)}" if texts else ""

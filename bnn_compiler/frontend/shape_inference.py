@@ -135,10 +135,7 @@ def require_compiled_types(model: onnx.ModelProto) -> None:
                 continue
             found = types.get(name)
             if found is None or not found.HasField("tensor_type") or static_shape(found) is None:
-                raise UnsupportedOperatorError(
-                    f"{describe_node(node)}: the shape of its output {name!r} is not known before run time, "
-                    "which cannot be compiled"
-                )
+                raise UnsupportedOperatorError(f"{describe_node(node)}: {_missing_shape(node, name, types)}")
             if found.tensor_type.elem_type not in TENSOR_DTYPES:
                 element_type = dtype_name(found.tensor_type.elem_type)
                 raise UnsupportedOperatorError(
@@ -146,6 +143,22 @@ def require_compiled_types(model: onnx.ModelProto) -> None:
                 )
             if 0 in (static_shape(found) or ()):
                 raise UnsupportedOperatorError(f"{describe_node(node)}: its output {name!r} has no elements")
+
+
+def _missing_shape(node: onnx.NodeProto, name: str, types: Mapping[str, onnx.TypeProto]) -> str:
+    """Why an output whose inputs have shapes has none: it depends on data, or ONNX does not know the operator's rule."""
+    computed = [types[given].tensor_type.elem_type for given in node.input[1:] if given in types]
+    if node.op_type in _DATA_DEPENDENT or any(kind in _INTEGERS for kind in computed):
+        return f"the shape of its output {name!r} depends on data, which is not supported: shapes must be constant"
+    return f"ONNX's shape inference gives its output {name!r} no shape: this form of the operator is not supported"
+
+
+_DATA_DEPENDENT = frozenset(
+    {"Compress", "ConstantOfShape", "NonMaxSuppression", "NonZero", "Range", "StringSplit", "Unique"}
+)
+"""Operators whose results' shapes depend on the values of their first inputs."""
+
+_INTEGERS = frozenset({onnx.TensorProto.INT32, onnx.TensorProto.INT64})
 
 
 def inference_cause(error: Exception) -> str:

@@ -2,7 +2,8 @@
 
 Conditions, each with the reason reported when it fails:
 
-1. No weight is zero or non-finite (``weights_contain_zero``): a pruned or ternary weight has no sign.
+1. No weight is zero or non-finite (``weights_contain_zero``): a ternary weight has no sign. Where the others do not fulfil
+   condition 2, either, that is the reason: zero is only one of many values.
 2. |w| is the same within each output channel up to ``TOLERANCE_ULP`` units in the last place, because exporters leave
    rounding residue (``weights_not_two_valued``; ``weights_scaled_per_input`` if |w| depends on the input channel
    alone).
@@ -45,13 +46,25 @@ def analyse_weights(weights: Array) -> BinaryWeights | NotBinary:
     """Decide whether ``weights`` (output channels first, any float or integer dtype) is binary."""
     flat = weights.reshape(weights.shape[0], -1)
     magnitude = np.abs(flat)
-    if not flat.size or not np.all(np.isfinite(flat)) or not np.all(magnitude > 0):
-        count = int(flat.size - np.count_nonzero(np.isfinite(flat) & (magnitude > 0)))
-        return NotBinary("weights_contain_zero", f"{count} of {flat.size} weights are zero or not finite")
-    low, high = magnitude.min(axis=1), magnitude.max(axis=1)
+    if not flat.size:
+        return NotBinary("weights_contain_zero", "there are no weights")
+    if not np.all(np.isfinite(flat)):
+        count = int(np.count_nonzero(~np.isfinite(flat)))
+        return NotBinary("weights_contain_zero", f"{count} of {flat.size} weights are not finite")
+    zero = magnitude == 0
+    high = magnitude.max(axis=1)
+    low = np.where(zero, high[:, None], magnitude).min(axis=1)
     epsilon = np.finfo(flat.dtype).eps if np.issubdtype(flat.dtype, np.floating) else 0.0
-    spread = (high.astype(np.float64) - low) / high
-    if np.any(spread > TOLERANCE_ULP * epsilon):
+    spread = (high.astype(np.float64) - low) / np.where(high > 0, high, 1)
+    uneven = spread > TOLERANCE_ULP * epsilon
+    if zero.any() and uneven.any():
+        return NotBinary(
+            "weights_not_two_valued",
+            f"weights of more than two values in output channel {int(np.argmax(spread))}, 0 among them",
+        )
+    if zero.any():
+        return NotBinary("weights_contain_zero", f"{int(np.count_nonzero(zero))} of {flat.size} weights are zero")
+    if uneven.any():
         return _uneven(weights, int(np.argmax(spread)), float(spread.max()))
     signs = weights > 0
     if signs.all() or not signs.any():
@@ -73,4 +86,4 @@ def _uneven(weights: Array, channel: int, spread: float) -> NotBinary:
     )
     if per_input:
         return NotBinary("weights_scaled_per_input", "|w| depends on the input channel, not on the output channel")
-    return NotBinary("weights_not_two_valued", f"|w| varies by {spread:.2g} of its maximum in output channel {channel}")
+    return NotBinary("weights_not_two_valued", f"|w| varies by {100 * spread:.2g} % in output channel {channel}")
