@@ -48,6 +48,24 @@ def test_two_magnitudes_in_a_channel() -> None:
     assert (found.reason, "channel 3" in found.detail) == ("weights_not_two_valued", True)
 
 
+def test_zero_is_one_of_many_values() -> None:
+    """Weights of six bits are not ternary ones: what is said is that they take many values."""
+    weights = np.random.default_rng(0).integers(-31, 32, (4, 3, 3, 3)).astype(np.float32)
+    assert (weights == 0).any()
+    found = analyse_weights(weights)
+    assert isinstance(found, NotBinary)
+    assert found.reason == "weights_not_two_valued"
+    assert "more than two values" in found.detail and "finite" not in found.detail
+
+
+def test_spread_is_a_percentage() -> None:
+    weights = signs(4, 3, 3, 3)
+    weights[3, 0] *= np.float32(1e-9)
+    found = analyse_weights(weights)
+    assert isinstance(found, NotBinary)
+    assert found.detail == "|w| varies by 100 % in output channel 3"
+
+
 def test_scale_per_input_channel() -> None:
     found = analyse_weights(signs(4, 3, 3, 3) * np.array([1, 2, 3], np.float32)[None, :, None, None])
     assert isinstance(found, NotBinary)

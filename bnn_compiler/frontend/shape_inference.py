@@ -146,7 +146,7 @@ def require_compiled_types(model: onnx.ModelProto) -> None:
 
 
 def _missing_shape(node: onnx.NodeProto, name: str, types: Mapping[str, onnx.TypeProto]) -> str:
-    """Why an output whose inputs have shapes has none: it depends on data, or ONNX does not know the operator's rule."""
+    """Why an output has no shape where the inputs have: it depends on data, or ONNX knows no rule for the operator."""
     computed = [types[given].tensor_type.elem_type for given in node.input[1:] if given in types]
     if node.op_type in _DATA_DEPENDENT or any(kind in _INTEGERS for kind in computed):
         return f"the shape of its output {name!r} depends on data, which is not supported: shapes must be constant"

@@ -2,8 +2,8 @@
 
 Conditions, each with the reason reported when it fails:
 
-1. No weight is zero or non-finite (``weights_contain_zero``): a ternary weight has no sign. Where the others do not fulfil
-   condition 2, either, that is the reason: zero is only one of many values.
+1. No weight is zero or non-finite (``weights_contain_zero``): a ternary weight has no sign. Where the others miss
+   condition 2, that is the reason: zero is only one of many values.
 2. |w| is the same within each output channel up to ``TOLERANCE_ULP`` units in the last place, because exporters leave
    rounding residue (``weights_not_two_valued``; ``weights_scaled_per_input`` if |w| depends on the input channel
    alone).
@@ -86,4 +86,4 @@ def _uneven(weights: Array, channel: int, spread: float) -> NotBinary:
     )
     if per_input:
         return NotBinary("weights_scaled_per_input", "|w| depends on the input channel, not on the output channel")
-    return NotBinary("weights_not_two_valued", f"|w| varies by {100 * spread:.2g} % in output channel {channel}")
+    return NotBinary("weights_not_two_valued", f"|w| varies by {100 * spread:.3g} % in output channel {channel}")

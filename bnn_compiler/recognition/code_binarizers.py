@@ -152,5 +152,5 @@ def _from_values(activation: Var, known: ValueSet | None) -> Binarizer | None:
 def describe_codes(spec: BinarySpec) -> str:
     """The levels of a layer's activation and how many bits hold them, for the report."""
     assert spec.lattice is not None
-    shown = ", ".join(f"{value:g}" for value in spec.levels[:4]) + (", …" if len(spec.levels) > 4 else "")
+    shown = ", ".join(f"{value + 0.0:g}" for value in spec.levels[:4]) + (", …" if len(spec.levels) > 4 else "")
     return f"activations take the {len(spec.levels)} values {shown}: codes of {spec.lattice.bits} bits"

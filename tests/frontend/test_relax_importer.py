@@ -9,6 +9,7 @@ import tvm
 
 from bnn_compiler.errors import UnsupportedOperatorError
 from bnn_compiler.frontend import ImportedModel, import_onnx
+from bnn_compiler.frontend.operator_converters import OWN_CONVERTERS
 from bnn_compiler.module_attributes import INPUTS_ATTRIBUTE, NAMES_ATTRIBUTE
 
 from .onnx_text import parse, random_feeds, run_onnx, run_relax
@@ -200,3 +201,25 @@ def test_a_form_that_tvm_refuses_is_said_quietly(capfd: pytest.CaptureFixture[st
     ):
         import_onnx(parse(text))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("num_heads"), IndexError("index 2 is out of bounds"), TypeError("no len()"), AssertionError()]
+)
+def test_a_converter_that_fails_has_its_form_described(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a converter has no words for what it cannot do, Python's are not passed on."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setitem(OWN_CONVERTERS, "Clip", fail)
+    text = "g (float[2] x) => (float[2] y) <float low = {0}> { t = Abs(x) [c] y = Clip(t, low) }"
+    with pytest.raises(UnsupportedOperatorError) as refused:
+        import_onnx(parse(text))
+    words = "g: Clip node 'c' has a form that cannot be compiled: inputs float32[2], constant float32[]"
+    assert str(refused.value) == words
+
+
+def test_shapes_that_depend_on_data_are_told_from_operators_without_a_rule() -> None:
+    with pytest.raises(UnsupportedOperatorError, match="depends on data"):
+        import_onnx(parse("g (float[2] x) => (int64[1,?] y) { y = NonZero(x) }"))

@@ -133,6 +133,26 @@ def test_whether_an_integer_reaches_zero(shift: float, status: str, detail: str)
     assert detail in layer["detail"] if detail else not layer["detail"]
 
 
+@pytest.mark.parametrize(
+    ("activation", "detail"),
+    [
+        ("s = Sign(x)  a = Mul(s, s)  b = Mul(a, s)", "three-valued activations: sign(0) = 0 is kept"),
+        (
+            "g = Greater(x, zero)  l = Less(x, zero)  p = Cast<to = 1>(g)  n = Cast<to = 1>(l)  b = Sub(p, n)",
+            "activations take the values -1, 0 and 1",
+        ),
+        ("r = Round(x)  b = Clip(r, low, high)", "activations take the 3 values -1, 0, 1: codes of 2 bits"),
+    ],
+)
+def test_three_values_with_and_without_a_sign(activation: str, detail: str) -> None:
+    model = parse(f"""g (float[2,3] x) => (float[2,3] z)
+        <float low = {{-1}}, float high = {{1}}, float zero = {{0}}, float[3,3] v = {{1,-1,1, 1,1,-1, -1,-1,1}}>
+        {{ {activation}  z = MatMul(b, v) }}""")
+    module = applied(import_onnx(model).module, PartitionBinaryOps(sign_zero="exact"))
+    (layer,) = json.loads(str(module.attrs["bnnc.layers"]))
+    assert (layer["reason"], layer["detail"]) == ("activations_not_two_valued", detail)
+
+
 def test_a_layer_that_no_kernel_takes_is_binary_all_the_same() -> None:
     model = parse("""g (double[2,8] x) => (double[2,3] y)
         <double[8,3] w = {1,-1,1, 1,1,-1, -1,-1,1, 1,-1,1, 1,1,1, -1,1,1, 1,-1,-1, 1,1,1}>
