@@ -11,6 +11,7 @@ import onnx
 from bnn_compiler.errors import BnncError, ModelError
 from bnn_compiler.tensor_spec import TensorSpec
 
+from .few_bit_types import widen_few_bit_types
 from .graph_check import check_graph, standard_opset
 from .half_precision import widen_half_precision
 from .imported_model import ImportedModel
@@ -65,6 +66,7 @@ def _import(
     opset = standard_opset(model)
     model = inline_local_functions(model, opset)
     notes = ["the nodes were not in order, and have been sorted"] if check_graph(model) else []
+    widen_few_bit_types(model)
     notes += widen_half_precision(model)
     choices = normalise(model, opset, input_shapes, open_dimension)
     return ImportedModel(

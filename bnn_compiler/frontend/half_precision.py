@@ -1,10 +1,11 @@
 """Networks in half precision, computed in single precision.
 
 Every float16 tensor of the graph becomes float32: constants exactly, and behind a ``Cast`` to float16 stands one back
-to float32, so that it rounds. Inputs and outputs of the graph keep their type, with a ``Cast`` behind or before them.
-What is left out is the rounding to float16 of other operators' results. ONNX Runtime leaves it out, too, on CPUs, where
-few operators have half-precision kernels: it casts around all others and drops some of the casts between them. Sums of
-signs are integers, and the same in either precision up to 2048.
+to float32, so that it rounds; so does ``DequantizeLinear`` with a float16 scale. Inputs and outputs of the graph keep
+their type, with a ``Cast`` behind or before them. What is left out is the rounding to float16 of other operators'
+results. ONNX Runtime leaves it out, too, on CPUs, where few operators have half-precision kernels: it casts around all
+others and drops some of the casts between them. Sums of signs are integers, and the same in either precision up to
+2048.
 """
 
 from __future__ import annotations
@@ -79,6 +80,9 @@ def _widen_graph(graph: GraphProto) -> bool:
     """Widen constants, declared types and attributes; whether a node computed a float16 tensor from another type."""
     computed = False
     graph.ClearField("value_info")
+    narrow = {tensor.name for tensor in graph.initializer if tensor.data_type == _HALF}
+    narrow |= {info.name for info in graph.input if _is_half(info)}
+    narrow |= {name for node in graph.node for name in node.output if _half_constant(node)}
     for info in (*graph.input, *graph.output):
         if _is_half(info):
             info.type.tensor_type.elem_type = _SINGLE
@@ -89,6 +93,9 @@ def _widen_graph(graph: GraphProto) -> bool:
     nodes: list[NodeProto] = []
     for node in graph.node:
         nodes.append(node)
+        if node.op_type == "DequantizeLinear" and node.input[1] in narrow:
+            nodes.extend(_rounded(node))
+            computed = True
         for inner in subgraphs(node):
             computed = _widen_graph(inner) or computed
         for attribute in node.attribute:
@@ -115,6 +122,21 @@ def _back_to_single(cast: NodeProto) -> NodeProto:
     result, rounded = cast.output[0], f"{cast.output[0]}/rounded"
     cast.output[0] = rounded
     return onnx.helper.make_node("Cast", [rounded], [result], name=rounded, to=_SINGLE)
+
+
+def _rounded(node: NodeProto) -> list[NodeProto]:
+    """Nodes that round what ``node`` gives to half precision, under the name that it had.
+
+    ONNX Runtime dequantises in single precision and rounds once.
+    """
+    result, exact = node.output[0], f"{node.output[0]}/exact"
+    node.output[0] = exact
+    cast = onnx.helper.make_node("Cast", [exact], [result], name=f"{exact}/rounded", to=_HALF)
+    return [cast, _back_to_single(cast)]
+
+
+def _half_constant(node: NodeProto) -> bool:
+    return node.op_type == "Constant" and any(attribute.t.data_type == _HALF for attribute in node.attribute)
 
 
 def _widen_tensor(tensor: TensorProto) -> None:

@@ -18,7 +18,7 @@ from onnx import GraphProto, TensorProto
 from bnn_compiler.errors import ModelError
 
 from .external_data import read_external_data
-from .onnx_graph import MAX_RANK, TENSOR_DTYPES, dtype_name, item_size, subgraphs
+from .onnx_graph import FEW_BIT_TYPES, MAX_RANK, TENSOR_DTYPES, dtype_name, item_size, subgraphs
 
 PROTOBUF_LIMIT = 2**31 - 1
 """Largest serialised message; ONNX's checker and shape inference pass the model through one."""
@@ -164,15 +164,16 @@ def _complete_tensor(tensor: TensorProto, directory: Path | None) -> None:
         raise ModelError(f"tensor {name} has {len(tensor.dims)} dimensions; at most {MAX_RANK} are supported")
     if any(dim < 0 for dim in tensor.dims):
         raise ModelError(f"tensor {name} has the negative dimension {min(tensor.dims)}")
-    if tensor.data_type not in TENSOR_DTYPES:
+    if tensor.data_type not in TENSOR_DTYPES and tensor.data_type not in FEW_BIT_TYPES:
         raise ModelError(
             f"tensor {name} has the element type {dtype_name(tensor.data_type)}, which is not supported "
-            f"(supported: {', '.join(sorted(TENSOR_DTYPES.values()))})"
+            f"(supported: {', '.join(map(dtype_name, (*TENSOR_DTYPES, *FEW_BIT_TYPES)))})"
         )
     if tensor.HasField("segment"):
         raise ModelError(f"tensor {name} is stored in segments, which is not supported")
     elements = math.prod(tensor.dims)
-    expected = elements * item_size(tensor.data_type)
+    bits = FEW_BIT_TYPES.get(tensor.data_type, 8 * item_size(tensor.data_type))
+    expected = -(-elements * bits // 8)
     if tensor.data_location == TensorProto.EXTERNAL:
         if expected > PROTOBUF_LIMIT:
             raise ModelError(f"tensor {name} of shape {list(tensor.dims)} is larger than 2 GiB, which is not supported")
@@ -183,7 +184,8 @@ def _complete_tensor(tensor: TensorProto, directory: Path | None) -> None:
     if tensor.HasField("raw_data"):
         found, wanted, unit = len(tensor.raw_data), expected, "bytes"
     else:
-        found, wanted = len(getattr(tensor, _TYPED_FIELDS.get(tensor.data_type, "int32_data"))), elements
+        found = len(getattr(tensor, _TYPED_FIELDS.get(tensor.data_type, "int32_data")))
+        wanted = elements if bits >= 8 else expected  # smaller ones are packed into bytes
         unit = "elements"
     if found != wanted:
         raise ModelError(

@@ -28,6 +28,19 @@ TENSOR_DTYPES: dict[int, str] = {
 }
 """ONNX element types that are compiled, with their NumPy names."""
 
+FEW_BIT_TYPES: dict[int, int] = {
+    TensorProto.BFLOAT16: 16,
+    TensorProto.FLOAT8E4M3FN: 8,
+    TensorProto.FLOAT8E4M3FNUZ: 8,
+    TensorProto.FLOAT8E5M2: 8,
+    TensorProto.FLOAT8E5M2FNUZ: 8,
+    TensorProto.FLOAT4E2M1: 4,
+    TensorProto.INT4: 4,
+    TensorProto.UINT4: 4,
+    **{kind: 2 for name, kind in TensorProto.DataType.items() if name in ("INT2", "UINT2")},  # since onnx 1.20
+}
+"""ONNX element types that constants may have, with their bits; they are widened before anything else looks."""
+
 
 MAX_RANK = 8
 """No operator that is compiled needs more; a hostile file can declare millions of dimensions."""

@@ -98,8 +98,8 @@ def test_declared_size_counts_in_typed_fields_and_attributes_too() -> None:
 
 def test_unsupported_element_types_are_named() -> None:
     model = parse(ADD)
-    model.graph.initializer[0].data_type = TensorProto.BFLOAT16
-    with pytest.raises(ModelError, match="'c' has the element type bfloat16"):
+    model.graph.initializer[0].data_type = TensorProto.STRING
+    with pytest.raises(ModelError, match="'c' has the element type string"):
         import_onnx(model)
     model.graph.initializer[0].data_type = 77
     with pytest.raises(ModelError, match="'c' has the element type type 77"):
