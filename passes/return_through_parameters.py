@@ -31,7 +31,8 @@ class ReturnThroughParameters:
     1. Each result must be a tensor of static shape; tuples may nest, their leaves count in order.
     2. A result whose buffer the function itself allocated, used by no earlier result, takes the caller's buffer in
        place of the allocation, also through ``R.reshape`` (the allocation becomes a view of the caller's buffer).
-    3. Any other result (an input handed through, a constant, the same tensor twice) is copied by a kernel.
+    3. Any other result (an input handed through, a constant, the same tensor twice) is copied by a kernel, but not one
+       without elements. The tuple of results goes: TVM cannot load constants without elements.
     4. No exported function may be called inside the module: its calls would have the wrong number of arguments.
 
     Raises:
@@ -77,6 +78,8 @@ class _FunctionRewriter:
             output = relax.Var(f"output_{index}", _static_type(result))
             outputs.append(output)
             allocation = self._allocation_of(result)
+            if 0 in _shape(output):
+                continue
             if allocation is None or allocation in replaced:
                 copies.append(self._copy(result, output))
             elif _shape(allocation) == _shape(output):
@@ -84,7 +87,9 @@ class _FunctionRewriter:
             else:
                 replaced[allocation] = self.builder.normalize(relax.op.reshape(output, _shape(allocation)))
         blocks = [
-            relax.BindingBlock([_replace_value(binding, replaced) for binding in block.bindings])
+            relax.BindingBlock(
+                [_replace_value(binding, replaced) for binding in block.bindings if not self._is_result(binding)]
+            )
             for block in self.function.body.blocks
         ]
         body = self.builder.normalize(relax.SeqExpr([*blocks, relax.BindingBlock(copies)], relax.Tuple([])))
@@ -107,6 +112,10 @@ class _FunctionRewriter:
                 expression = whole.fields[value.index]
             else:
                 return expression
+
+    def _is_result(self, binding: relax.Binding) -> bool:
+        """Whether the binding only puts the results into a tuple."""
+        return isinstance(self.values.get(binding.var), relax.Tuple) and binding.var.same_as(self.function.body.body)
 
     def _leaves(self, expression: relax.Expr) -> Iterator[relax.Expr]:
         resolved = self._resolve(expression)

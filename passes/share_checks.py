@@ -97,13 +97,14 @@ def _with_shared_checks(function: tirx.PrimFunc, name: str, checked: Mapping[int
             tirx.const(_type_word(dtype), "int32"),
             *(tirx.const(extent, "int64") for extent in shape),
         )
-        checks.append(_assertion("ValueError", failed == tirx.const(0, "int32"), refusals[str(index)]))
+        if 0 not in shape:  # else there is nothing to read or write, and NumPy may give no address
+            checks.append(_assertion("ValueError", failed == tirx.const(0, "int32"), refusals[str(index)]))
         pointer = tirx.Var(f"{buffer.name}_data", PointerType(buffer.ty.dtype))
         views += [
             tirx.Bind(pointer, tirx.reinterpret(pointer.ty, data_of(tensor))),
             tirx.DeclBuffer(buffer, data=pointer),
         ]
-    body = tirx.SeqStmt([*checks, *views, function.body]) if checks else function.body
+    body = tirx.SeqStmt([*checks, *views, function.body]) if views else function.body
     result = tirx.PrimFunc(parameters, body, function.ret_type, function.attrs)
     return result.with_attr(_REFUSALS_ATTR, refusals)
 

@@ -1,8 +1,8 @@
 """Tensors without elements, which functions of ONNX leave behind (an embedding that rotates all of a head, keeps 0).
 
 1. ``Split`` loses the results that have no elements, and ``Concat`` such operands.
-2. A node of which no result has elements computes nothing: its results are constants.
-3. Where a part of them is a result of the graph, the node stays, and is refused later.
+2. A node of which no result has elements computes nothing: its results are constants, results of the graph, too.
+3. But windows that are larger than the image are a mistake, which is refused later.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from onnx import NodeProto, TypeProto, numpy_helper
 
 from .onnx_graph import TENSOR_DTYPES, static_shape, tensor_types
 
+_WINDOWED = frozenset({"AveragePool", "Conv", "LpPool", "MaxPool"})
+
 
 def remove_empty_tensors(model: onnx.ModelProto) -> int:
     """Remove what has no elements, in place; the number of nodes that changed. Shapes must be inferred."""
@@ -24,14 +26,14 @@ def remove_empty_tensors(model: onnx.ModelProto) -> int:
     empty |= {tensor.name for tensor in graph.initializer if math.prod(tensor.dims) == 0}
     if not empty:
         return 0
-    border = {output.name for output in graph.output}
     constants = {tensor.name: tensor for tensor in graph.initializer}
     kept: list[NodeProto] = []
     changed = 0
     for node in graph.node:
         outputs = [name for name in node.output if name]
-        gone = [name for name in outputs if name in empty and name not in border]
-        if outputs and len(gone) == len(outputs):  # 2
+        gone = [name for name in outputs if name in empty]
+        mistaken = node.op_type in _WINDOWED and not any(name in empty for name in node.input)
+        if outputs and len(gone) == len(outputs) and not mistaken:  # 2, 3
             changed += 1
         elif node.op_type == "Split" and gone and _shorten_split(node, set(gone), types, constants, model):
             changed += 1

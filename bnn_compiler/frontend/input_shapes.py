@@ -88,7 +88,7 @@ def _declared(info: ValueInfoProto, given: tuple[int, ...] | None) -> _Dimension
     dimensions: _Dimensions = []
     for dim in tensor_type.shape.dim:
         if dim.HasField("dim_value") and dim.dim_value == 0:
-            raise ModelError(f"input {info.name!r} has a dimension of 0, so that there is nothing to compute")
+            raise ModelError(f"input {info.name!r} has a dimension of 0: give a shape with elements")
         if dim.dim_value < -1:
             raise ModelError(f"input {info.name!r} has the negative dimension {dim.dim_value}")
         # Some exporters write -1 for a dimension that is not known.

@@ -50,6 +50,11 @@ def _convert_pad(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) ->
     axes = list(range(rank)) if axes is None else [axis % rank for axis in axes]
     before, after = amounts[: len(axes)], amounts[len(axes) :]
     cropped = [i for i in range(len(axes)) if before[i] < 0 or after[i] < 0]
+    if any(int(data.ty.shape.values[axes[i]]) + min(before[i], 0) + min(after[i], 0) <= 0 for i in cropped):
+        shape = [int(extent) for extent in data.ty.shape.values]
+        for i, axis in enumerate(axes):
+            shape[axis] += before[i] + after[i]
+        return constant(np.full(shape, value, str(data.ty.dtype)))  # nothing of the data is left
     if cropped:
         extents = [int(data.ty.shape.values[axes[i]]) for i in cropped]
         data = relax.op.strided_slice(

@@ -24,6 +24,13 @@ GRAPHS = {
         <int64[1] all = {-1}> { y = Reshape(a, all)  z = Identity(a) }""",
     "one tensor twice": "g (float[2,3] a) => (float[2,3] y, float[2,3] z) { y = Neg(a)  z = Identity(y) }",
     "equal tensors": "g (float[2,3] a) => (float[2,3] y, float[2,3] z) { y = Neg(a)  z = Neg(a) }",
+    "outputs without elements": """g (float[2,1] a) => (float[2,0] y, float[2] z, int64[0,1] c, float[2,2] w)
+        <int64[1] nothing = {0}, int64[1] axis = {1}, int64[4] amounts = {0, 2, 0, -1}> {
+        y = Slice(a, nothing, nothing, axis)
+        z = ReduceSum<keepdims = 0>(y, axis)
+        c = Constant<value = int64[0,1] {}>()
+        w = Pad(a, amounts)
+    }""",
     "constants": """g (float[2] a) => (float[2] y, float[3] c, float[3] d) <float[3] k = {1, 2, 3}> {
         y = Neg(a)  c = Identity(k)  d = Identity(k)
     }""",
