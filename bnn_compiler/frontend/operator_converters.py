@@ -16,9 +16,11 @@ import functools
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tvm
 from tvm import relax
+
+from .relax_constants import constant, constant_array
+from .resize_conversion import convert_resize, convert_upsample
 
 
 class ConverterInputs(list[Any]):
@@ -40,7 +42,7 @@ def _convert_pad(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) ->
     rank = len(data.ty.shape.values)
     amounts, value, axes = attributes.get("pads"), attributes.get("value", 0.0), None
     if amounts is None:
-        pads, fill, chosen = (_constant_array(inputs[index]) for index in (1, 2, 3))
+        pads, fill, chosen = (constant_array(inputs[index]) for index in (1, 2, 3))
         if pads is None or (inputs[2] is not None and fill is None) or (inputs[3] is not None and chosen is None):
             return None
         amounts, axes = pads.reshape(-1).tolist(), None if chosen is None else chosen.reshape(-1).tolist()
@@ -75,7 +77,7 @@ def _convert_clip(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -
     dtype = np.dtype(str(data.ty.dtype))
     bounds: list[float | int] = []
     for index, attribute in ((1, "min"), (2, "max")):
-        bound = _constant_array(inputs[index])
+        bound = constant_array(inputs[index])
         if inputs[index] is not None and (bound is None or bound.size != 1):
             return None
         value = attributes.get(attribute) if bound is None else bound.reshape(-1)[0].item()
@@ -89,7 +91,7 @@ def _convert_clip(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -
 
 def _convert_gemm(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -> Any:
     """``Gemm`` with a constant B as ``matmul(A, alpha * B') + beta * C``: constants stay plain constants."""
-    weight, bias = _constant_array(inputs[1]), _constant_array(inputs[2])
+    weight, bias = constant_array(inputs[1]), constant_array(inputs[2])
     if weight is None or (inputs[2] is not None and bias is None) or weight.dtype.kind != "f":
         return None
     data = relax.op.permute_dims(inputs[0], [1, 0]) if attributes.get("transA", 0) else inputs[0]
@@ -103,7 +105,7 @@ def _convert_gemm(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -
 
 def _convert_split(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -> Any:
     """``Split`` as one slice per part, each a part of one tensor's values on its own."""
-    data, given = inputs[0], _constant_array(inputs[1])
+    data, given = inputs[0], constant_array(inputs[1])
     if inputs[1] is not None and given is None:
         return None
     axis, parts = int(attributes.get("axis", 0)), int(attributes["tvm_custom"]["num_outputs"])
@@ -131,7 +133,7 @@ def _convert_slice(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) 
     if "starts" in attributes:
         starts, ends, axes, steps = (attributes.get(name) for name in ("starts", "ends", "axes", "steps"))
     else:
-        given = [_constant_array(expression) for expression in inputs[1:5]]
+        given = [constant_array(expression) for expression in inputs[1:5]]
         if any(known is None for known, expression in zip(given, inputs[1:5], strict=True) if expression is not None):
             return None
         starts, ends, axes, steps = (None if known is None else known.reshape(-1).tolist() for known in given)
@@ -164,7 +166,7 @@ def _convert_gather(_: Any, inputs: ConverterInputs, attributes: dict[str, Any])
         return None
     axis = int(attributes.get("axis", 0)) % len(data.ty.shape.values)
     extent = int(data.ty.shape.values[axis])
-    known = _constant_array(indices)
+    known = constant_array(indices)
     if known is None:
         dtype = str(indices.ty.dtype)
         wrapped = relax.op.add(indices, relax.const(extent, dtype))
@@ -192,8 +194,10 @@ OWN_CONVERTERS = {
     "Max": _convert_maximum,
     "Min": _convert_minimum,
     "Pad": _convert_pad,
+    "Resize": convert_resize,
     "Slice": _convert_slice,
     "Split": _convert_split,
+    "Upsample": convert_upsample,
 }
 """Each gives ``None`` where the form is left to TVM's converter."""
 
@@ -217,16 +221,3 @@ def fold_layout(expression: Any) -> Any:
 
 
 _LAYOUT_OPERATORS = frozenset({"relax.reshape", "relax.permute_dims"})
-
-
-def constant(array: npt.NDArray[Any]) -> Any:
-    """A Relax constant of the array's own type; ``relax.const`` alone makes 64-bit numbers 32-bit ones."""
-    return relax.const(array, str(array.dtype))
-
-
-def _constant_array(expression: Any) -> npt.NDArray[Any] | None:
-    """The value of a constant input; ``None`` for absent and for computed inputs."""
-    if isinstance(expression, tvm.ir.GenericConst):
-        array: npt.NDArray[Any] = expression.value.numpy()
-        return array
-    return None

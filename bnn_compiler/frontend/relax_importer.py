@@ -148,7 +148,7 @@ class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is un
     def _convert_node(self, node: NodeProto, inputs: ConverterInputs) -> list[Any]:
         """The Relax expressions of a node's outputs."""
         attributes = self._parse_attr(node.attribute)
-        attributes["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
+        attributes["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output), "opset": self.opset}
         convert = OWN_CONVERTERS.get(node.op_type)
         result = convert(self.bb, inputs, attributes) if convert is not None else None
         if result is None:

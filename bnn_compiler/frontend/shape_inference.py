@@ -15,7 +15,8 @@ import onnx
 
 from bnn_compiler.errors import ModelError, UnsupportedOperatorError
 
-from .onnx_graph import TENSOR_DTYPES, describe_node, dtype_name, static_shape, tensor_types
+from .onnx_graph import ONNX_DOMAINS, TENSOR_DTYPES, describe_node, dtype_name, static_shape, tensor_types
+from .resize_shapes import resizes, stand_in_resizes
 
 _NOISE = re.compile(r"\[(Shape|Type)InferenceError\] |Inference error\(s\): ")
 _NODE = re.compile(r"\(op_type: ?(\w+)(?:, node name: ([^)]*))?\)")
@@ -66,10 +67,32 @@ def type_before(model: onnx.ModelProto, index: int, name: str) -> onnx.TypeProto
 
 
 def _inferred(skeleton: onnx.ModelProto) -> onnx.ModelProto:
-    try:
-        return onnx.shape_inference.infer_shapes(skeleton, check_type=True, strict_mode=True)
-    except Exception as error:  # the C++ side raises InferenceError, RuntimeError, ValueError, ...
-        raise ModelError(f"shapes or types contradict each other: {inference_cause(error)}") from error
+    """Inference of a model that may be changed, until resized axes have the lengths that ONNX Runtime gives them."""
+    opset = next((entry.version for entry in skeleton.opset_import if entry.domain in ONNX_DOMAINS), 0)
+    for _ in range(resizes(skeleton.graph) + 1):
+        failure = None
+        try:
+            inferred = onnx.shape_inference.infer_shapes(skeleton, check_type=True, strict_mode=True)
+        except Exception as error:  # the C++ side raises InferenceError, RuntimeError, ValueError, ...
+            failure = ModelError(f"shapes or types contradict each other: {inference_cause(error)}")
+            failure.__cause__ = error
+            if not resizes(skeleton.graph):
+                break
+            # What does not fit may be a length, of an output for one.
+            inferred = onnx.shape_inference.infer_shapes(_without_output_shapes(skeleton))
+        if not stand_in_resizes(skeleton, inferred, opset):
+            break
+    if failure is not None:
+        raise failure
+    return inferred
+
+
+def _without_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for output in copy.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    return copy
 
 
 def _types_given(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
