@@ -96,12 +96,12 @@ def _inline(graph: GraphProto, node: NodeProto, branch_name: str, nodes: list[No
         copied = NodeProto()
         copied.CopyFrom(inner)
         copied.name = prefix + (inner.name or f"{inner.op_type}_{index}")
-        _rename(copied, renaming)
+        rename_tensors(copied, renaming)
         nodes.append(copied)
     return [renaming.get(output.name, output.name) for output in branch.output]
 
 
-def _rename(node: NodeProto, renaming: dict[str, str]) -> None:
+def rename_tensors(node: NodeProto, renaming: dict[str, str]) -> None:
     """Rename what a node reads and writes, and what its subgraphs read from outside.
 
     Names that a subgraph defines itself hide outer ones; ONNX forbids that, so that no scopes are needed here.
@@ -111,7 +111,7 @@ def _rename(node: NodeProto, renaming: dict[str, str]) -> None:
             names[index] = renaming.get(name, name)
     for graph in subgraphs(node):
         for inner in graph.node:
-            _rename(inner, renaming)
+            rename_tensors(inner, renaming)
         for output in graph.output:
             output.name = renaming.get(output.name, output.name)
 

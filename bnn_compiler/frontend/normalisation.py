@@ -7,8 +7,8 @@ In order:
 3. every input dimension becomes a number (:mod:`bnn_compiler.frontend.input_shapes`);
 4. to a fixed point: shapes are inferred, constants folded (:mod:`bnn_compiler.frontend.constant_folding`), operators
    replaced by simpler standard ones (:mod:`bnn_compiler.frontend.node_lowering`), tensors without elements removed
-   (:mod:`bnn_compiler.frontend.empty_tensors`), branches with a known condition taken; then each branch that is left
-   becomes a ``Where`` over both sides;
+   (:mod:`bnn_compiler.frontend.empty_tensors`), branches with a known condition taken, loops written out
+   (:mod:`bnn_compiler.frontend.loop_unrolling`); then each branch that is left becomes a ``Where`` over both sides;
 5. ``Einsum`` becomes ``MatMul`` where it is one (:mod:`bnn_compiler.frontend.einsum_products`), and codes that are cast
    to integers and back stay floats (:mod:`bnn_compiler.frontend.float_codes`);
 6. ``auto_pad`` becomes explicit pads, and operands are checked (:mod:`bnn_compiler.frontend.operator_check`); a pool's
@@ -32,6 +32,7 @@ from .empty_tensors import remove_empty_tensors
 from .explicit_padding import make_padding_explicit
 from .float_codes import fold_code_casts
 from .input_shapes import fix_input_shapes
+from .loop_unrolling import require_no_loops, unroll_loops
 from .memory_estimate import check_memory
 from .node_lowering import lower_nodes, require_lowered_nodes
 from .node_order import name_nodes
@@ -68,6 +69,7 @@ def normalise(
     _settle(model, opset)
     while select_branches(model):  # a branch may hold another
         _settle(model, opset)
+    require_no_loops(model, opset)
     require_lowered_nodes(model, opset)
     if rewrite_einsums(model) + fold_code_casts(model):  # 5
         _settle(model, opset)  # what was done to constants, and shapes
@@ -91,7 +93,7 @@ def _settle(model: onnx.ModelProto, opset: int) -> None:
         check_memory(model)
         # All in each round: one often makes another possible.
         changes = fold_constants(model) + remove_empty_tensors(model) + lower_nodes(model, opset)
-        if not changes + inline_known_branches(model):
+        if not changes + inline_known_branches(model) + unroll_loops(model, opset):
             return
     raise ModelError("the shapes of its tensors depend on each other in too long a chain")
 

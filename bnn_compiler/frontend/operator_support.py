@@ -10,6 +10,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map
 
 from bnn_compiler.errors import ModelError, UnsupportedOperatorError
 
+from .loop_unrolling import LOOPS
 from .lowerings import LOWERINGS, STANDARD_LOWERINGS
 from .node_lowering import has_lowering
 from .onnx_graph import ONNX_DOMAINS, all_nodes, attribute_value, describe_node
@@ -31,7 +32,7 @@ _NO_TENSOR = frozenset(
 )
 """TVM converts these, but their values are no dense tensors, which everything behind the front end expects."""
 
-_RESOLVED_HERE = frozenset({"Constant", "If"})
+_RESOLVED_HERE = frozenset({"Constant", "If"}) | LOOPS
 """Gone after normalisation."""
 
 
