@@ -19,14 +19,14 @@ from typing import Any
 
 import onnx
 import tvm
-from onnx import AttributeProto, GraphProto, NodeProto
-from tvm import relax
+from onnx import AttributeProto, GraphProto, NodeProto, TypeProto
+from tvm import relax, tirx
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, _get_convert_map
 
 from bnn_compiler.errors import ModelError, UnsupportedOperatorError
 from bnn_compiler.module_attributes import INPUTS_ATTRIBUTE, NAMES_ATTRIBUTE
 
-from .onnx_graph import describe_node
+from .onnx_graph import TENSOR_DTYPES, describe_node, static_shape, tensor_types
 from .operator_converters import OWN_CONVERTERS, ConverterInputs, fold_layout
 
 _BUILDER_NAME = re.compile(r"(lv|gv)\d*(_.*)?")
@@ -64,6 +64,7 @@ class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is un
         super().__init__(shape_dict={}, dtype_dict={})
         self._results: list[tuple[NodeProto, list[tuple[str, str]]]] = []
         self._graph_outputs: list[str] = []
+        self._types: dict[str, TypeProto] = {}
         self.failure: ModelError | None = None
 
     @property
@@ -102,6 +103,7 @@ class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is un
 
     def _construct_nodes(self, graph: GraphProto) -> None:
         self._graph_outputs = [output.name for output in graph.output]
+        self._types = tensor_types(graph)
         for node in graph.node:
             try:
                 self._bind_results(node)
@@ -137,13 +139,35 @@ class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is un
             folded = fold_layout(expression)
             handed_on = any(folded is given or folded.same_as(given) for given in inputs if given is not None)
             if handed_on or isinstance(folded, tvm.ir.GenericConst | relax.ShapeExpr):
+                self._check_type(node, tensor, folded)
                 self._nodes[tensor] = folded  # nothing to bind
                 continue
             # Some converters bind their result themselves.
             variable = folded if isinstance(folded, relax.Var) else self.bb.emit(folded)
+            self._check_type(node, tensor, variable)
             self._nodes[tensor] = variable
             variables.append((str(variable.name), tensor))
         self._results.append((node, variables))
+
+    def _check_type(self, node: NodeProto, tensor: str, expression: Any) -> None:
+        """A converter that computes another shape or type than ONNX infers does not know this form of its operator."""
+        declared, computed = self._types.get(tensor), getattr(expression, "ty", None)
+        if (
+            declared is None
+            or not isinstance(computed, relax.TensorType)
+            or not isinstance(computed.shape, relax.ShapeExpr)
+        ):
+            return
+        shape, dtype = static_shape(declared), TENSOR_DTYPES.get(declared.tensor_type.elem_type)
+        extents = [extent for extent in computed.shape.values if isinstance(extent, tirx.IntImm)]
+        if shape is None or len(extents) < len(computed.shape.values):
+            return
+        found = tuple(int(extent) for extent in extents)
+        if (found, str(computed.dtype)) != (shape, dtype):
+            raise UnsupportedOperatorError(
+                f"{describe_node(node)} has a form that cannot be compiled: its output {tensor!r} would be "
+                f"{computed.dtype}{list(found)}, and not {dtype}{list(shape)}"
+            )
 
     def _convert_node(self, node: NodeProto, inputs: ConverterInputs) -> list[Any]:
         """The Relax expressions of a node's outputs."""

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import tvm
+from tvm import relax
 
 from bnn_compiler.errors import UnsupportedOperatorError
 from bnn_compiler.frontend import ImportedModel, import_onnx
@@ -223,3 +225,23 @@ def test_a_converter_that_fails_has_its_form_described(error: Exception, monkeyp
 def test_shapes_that_depend_on_data_are_told_from_operators_without_a_rule() -> None:
     with pytest.raises(UnsupportedOperatorError, match="depends on data"):
         import_onnx(parse("g (float[2] x) => (int64[1,?] y) { y = NonZero(x) }"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        (lambda data: relax.op.expand_dims(data, 0), "float32[1, 2]"),
+        (lambda data: relax.op.astype(data, "int8"), "int8[2]"),
+    ],
+)
+def test_a_converter_that_gives_another_type_is_refused(
+    wrong: Callable[[relax.Expr], relax.Expr], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OWN_CONVERTERS, "Clip", lambda _builder, inputs, _attributes: wrong(inputs[0]))
+    text = "g (float[2] x) => (float[2] y) <float low = {0}> { t = Abs(x) [c] y = Clip(t, low) }"
+    with pytest.raises(UnsupportedOperatorError) as refused:
+        import_onnx(parse(text))
+    assert (
+        f"Clip node 'c' has a form that cannot be compiled: its output 'y' would be {found}, and not float32[2]"
+        in str(refused.value)
+    )
