@@ -19,6 +19,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from .integer_converters import convert_integer_mean, convert_unsigned_sign
 from .relax_constants import constant, constant_array
 from .resize_conversion import convert_resize, convert_upsample
 
@@ -194,7 +195,9 @@ OWN_CONVERTERS = {
     "Max": _convert_maximum,
     "Min": _convert_minimum,
     "Pad": _convert_pad,
+    "ReduceMean": convert_integer_mean,
     "Resize": convert_resize,
+    "Sign": convert_unsigned_sign,
     "Slice": _convert_slice,
     "Split": _convert_split,
     "Upsample": convert_upsample,

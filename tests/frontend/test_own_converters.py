@@ -81,3 +81,24 @@ def test_slices_with_any_bounds() -> None:
     for bounds, ours, theirs in zip(cases, actual, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs, err_msg=str(bounds))
         np.testing.assert_array_equal(ours, data[slice(*bounds)], err_msg=str(bounds))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+@pytest.mark.parametrize("node", ["ReduceMean<axes = [0]>", "ReduceMean<keepdims = 0>", "ReduceMean<axes = [-1]>"])
+def test_means_of_integers_are_cut(node: str, dtype: str) -> None:
+    data = np.asarray([[-3, 5, 7], [2, -4, 0]], dtype)
+    model = parse(f"g ({dtype}[2,3] x) => ({dtype} y) {{ y = {node}(x) }}")
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    [expected] = run_onnx(model, {"x": data})
+    [actual] = run_relax(import_onnx(model).module, [data])
+    assert actual.dtype == expected.dtype
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64", "int8"])
+def test_signs_of_unsigned_integers(dtype: str) -> None:
+    data = np.asarray([0, 1, 100, np.iinfo(dtype).max], dtype)
+    model = parse(f"g ({dtype}[4] x) => ({dtype}[4] y) {{ y = Sign(x) }}")
+    [expected] = run_onnx(model, {"x": data})
+    [actual] = run_relax(import_onnx(model).module, [data])
+    np.testing.assert_array_equal(actual, expected)

@@ -1,0 +1,43 @@
+"""Conversions of operators on integers, which TVM's converters take for floats.
+
+- ``ReduceMean``: the sum, divided towards zero, as in ONNX Runtime. TVM widens the mean to 64 bits.
+- ``Sign`` of unsigned integers: the smaller of the number and 1. TVM makes a constant -1 of their type.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from .relax_constants import constant, constant_array
+
+
+def convert_integer_mean(_: Any, inputs: Any, attributes: dict[str, Any]) -> Any:
+    """``ReduceMean`` with constant axes; ``None`` for floats."""
+    data = inputs[0]
+    if np.dtype(str(data.ty.dtype)).kind not in "iu":
+        return None
+    given = constant_array(inputs[1])
+    if inputs[1] is not None and given is None:
+        return None
+    shape = [int(extent) for extent in data.ty.shape.values]
+    axes = list(attributes.get("axes", ())) if given is None else given.reshape(-1).tolist()
+    if not axes:
+        if attributes.get("noop_with_empty_axes", 0):
+            return data
+        axes = list(range(len(shape)))
+    axes = sorted({int(axis) % len(shape) for axis in axes})
+    count = math.prod(shape[axis] for axis in axes)
+    if not axes or count > np.iinfo(str(data.ty.dtype)).max:
+        return None
+    total = relax.op.sum(data, axes, bool(attributes.get("keepdims", 1)))
+    return relax.op.divide(total, constant(np.asarray(count, str(data.ty.dtype))))
+
+
+def convert_unsigned_sign(_: Any, inputs: Any, __: dict[str, Any]) -> Any:
+    """``Sign``; ``None`` for floats and signed integers."""
+    dtype = np.dtype(str(inputs[0].ty.dtype))
+    return relax.op.minimum(inputs[0], constant(np.asarray(1, dtype))) if dtype.kind == "u" else None
