@@ -16,6 +16,9 @@ entry lists in ``derived`` (of ``functions``, or of the manifest itself for ``ma
 
 Older formats are read, too: format 2 had its JSON uncompressed, format 1 no derivation either.
 
+``report`` is the report (docs/report.md). What verification found is added to a library that is already linked: the old
+manifest's place is filled with zeros where the new one does not fit in.
+
 ``kernels`` lists the kernel calls of ``main`` with the ONNX nodes that each computes (``profiling/kernel_table.py``);
 nothing but profiles needs it.
 
@@ -67,6 +70,27 @@ def seal(library: bytes) -> bytes:
     sealed = bytearray(library)
     sealed[start + _DIGEST.start : start + _DIGEST.stop] = _digest(library, start)
     return bytes(sealed)
+
+
+def replace_manifest(library: bytes, manifest: Mapping[str, Any]) -> bytes:
+    """Return ``library`` with another manifest, sealed; at its end where there is no room in the old one's place."""
+    elf = ELFFile(BytesIO(library))
+    index, section = next(
+        (number, found) for number, found in enumerate(elf.iter_sections()) if found.name == SECTION_NAME
+    )
+    start, size = section["sh_offset"], section["sh_size"]
+    content = encode_section(manifest)
+    edited = bytearray(library)
+    edited[start : start + size] = bytes(size)
+    if len(content) > size:
+        start = len(edited)
+        edited += bytes(len(content))
+    edited[start : start + len(content)] = content
+    # sh_offset and sh_size follow each other in a section's header.
+    header = elf.header["e_shoff"] + index * elf.header["e_shentsize"]
+    place, form = (header + 24, "<QQ") if elf.elfclass == 64 else (header + 16, "<II")
+    struct.pack_into(form, edited, place, start, len(content))
+    return seal(bytes(edited))
 
 
 def read_manifest(path: str | Path) -> Manifest:

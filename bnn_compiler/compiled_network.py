@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bnn_compiler.artifact import decode_manifest, specs_from_json
+from bnn_compiler.artifact import decode_manifest, replace_manifest, specs_from_json
 from bnn_compiler.atomic_file import atomic_write
 from bnn_compiler.errors import ArtifactError
 from bnn_compiler.passes.expose_activation_bits import FUNCTION as EXPOSE_FUNCTION
 from bnn_compiler.passes.expose_activation_bits import SUFFIX as EXPOSE_SUFFIX
-from bnn_compiler.report import Report
+from bnn_compiler.report import Report, VerificationReport
 from bnn_compiler.runtime import CompiledModel, load
 from bnn_compiler.tensor_spec import TensorSpec
 
@@ -82,6 +82,12 @@ class CompiledNetwork:
         )
         arrays = [np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs]
         return dict(zip(layers, self.model.run_function(EXPOSE_FUNCTION, arrays), strict=True))
+
+    def record(self, verification: VerificationReport) -> None:
+        """Enter what verification found, in the report and in the library that ``export`` writes."""
+        self.report["verification"] = verification
+        self._manifest = {**self._manifest, "report": {**self._manifest["report"], "verification": verification}}
+        self._library = replace_manifest(self._library, self._manifest)
 
     def export(self, path: str | Path) -> None:
         """Write the shared library to ``path``, whole or not at all.

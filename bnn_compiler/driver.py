@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.metadata
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,11 @@ from bnn_compiler.module_attributes import LAYERS_ATTRIBUTE, read_attribute
 from bnn_compiler.options import CompileOptions
 from bnn_compiler.pipeline import phases, run_phases
 from bnn_compiler.profiling.kernel_table import kernel_table
-from bnn_compiler.report import LayerReport, NoteReport, Report, make_report
+from bnn_compiler.report import LayerReport, NoteReport, Report, VerificationReport, make_report
 from bnn_compiler.target import CompileTarget, parse_target
 from bnn_compiler.tensor_spec import TensorSpec
 from bnn_compiler.trees.cache_folder import cache_folder
-from bnn_compiler.verification.verify import verify_model
+from bnn_compiler.verification.attempts import verify_network
 
 Progress = Callable[[str, float], None]
 ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -67,13 +66,14 @@ def compile_model(
     dump_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> CompiledNetwork:
-    """Compile an ONNX model (path, bytes or ModelProto) to native code and, for this machine, verify it.
+    """Compile an ONNX model (path, bytes or ModelProto) to native code and verify it.
 
     ``target`` is ``native`` or the text of a TVM LLVM target such as ``llvm -mcpu=cortex-a72``; ``algorithm`` one of
     ``auto``, ``popcount``, ``bitsliced``, ``float``; ``sign_zero`` one of ``plus``, ``exact`` (see ``CompileOptions``);
     ``max_depth`` bounds channel trees. ``measure`` chooses each layer's kernels by their times on this machine instead
-    of predicted ones; times are remembered, but measured anew they can lead to another library. ``input_shapes`` fixes
-    inputs whose shapes the model leaves open. ``progress`` is called with a stage's name and the fraction done.
+    of predicted ones; times are remembered, but measured anew they can lead to another library. Code for another kind
+    of machine is not run: what is verified is the same network, built for this one. ``input_shapes`` fixes inputs whose
+    shapes the model leaves open. ``progress`` is called with a stage's name and the fraction done.
 
     Raises:
         BnncError: one of its children, with a one-line message that names the cause and the way out.
@@ -85,8 +85,33 @@ def compile_model(
         raise TargetError(f"target {target!r} cannot run on this machine, so its kernels cannot be measured here")
     report_progress("reading the model", 0.0)
     imported = import_onnx(model, input_shapes=options.input_shapes)
-    lowered = lower_model(imported, checked, options, lambda stage, part: report_progress(stage, 0.1 + 0.3 * part))
-    report_progress("generating code", 0.4)
+    if not options.verify:
+        compiled, _ = _build(imported, checked, options, report_progress)
+    elif checked.is_host:
+        compiled, lowered = _build(imported, checked, options, report_progress)
+        compiled.record(_verify(compiled, model, imported, lowered, checked, report_progress))
+    else:
+        # Code for another machine cannot run here; the same passes for this one make code that can.
+        host = parse_target("native")
+        here, lowered = _build(imported, host, replace(options, dump_dir=None), _part(report_progress, 0.0, 0.6))
+        found = _verify(here, model, imported, lowered, host, report_progress)
+        compiled, _ = _build(imported, checked, options, _part(report_progress, 0.6, 1.0))
+        compiled.record(found)
+    report_progress("done", 1.0)
+    return compiled
+
+
+def _part(progress: Progress, first: float, last: float) -> Progress:
+    """Progress of a part of the work, as progress of all of it."""
+    return lambda stage, part: progress(stage, first + (last - first) * part)
+
+
+def _build(
+    imported: ImportedModel, target: CompileTarget, options: CompileOptions, progress: Progress
+) -> tuple[CompiledNetwork, LoweredModel]:
+    """Lower an imported model and generate its library."""
+    lowered = lower_model(imported, target, options, _part(progress, 0.1, 0.4))
+    progress("generating code", 0.4)
     manifest = {
         "model": imported.name,
         "inputs": [_spec_entry(spec) for spec in imported.inputs],
@@ -96,12 +121,8 @@ def compile_model(
     }
     with tempfile.TemporaryDirectory(prefix="bnnc-") as directory:
         library = Path(directory) / "model.so"
-        lowered.report["memory"] = build_library(lowered.module, checked, manifest, library)
-        compiled = CompiledNetwork(library, lowered.report, runs_here=checked.is_host)
-    if options.verify and checked.is_host:
-        compiled.report["verification"] = _verify(compiled, model, imported, lowered, report_progress)
-    report_progress("done", 1.0)
-    return compiled
+        lowered.report["memory"] = build_library(lowered.module, target, manifest, library)
+        return CompiledNetwork(library, lowered.report, runs_here=target.is_host), lowered
 
 
 def lower_model(
@@ -216,24 +237,29 @@ def _version(distribution: str) -> str:
 
 
 def _verify(
-    compiled: CompiledNetwork, model: ModelSource, imported: ImportedModel, lowered: LoweredModel, progress: Progress
-) -> Any:
-    verify = functools.partial(
-        verify_model,
+    compiled: CompiledNetwork,
+    model: ModelSource,
+    imported: ImportedModel,
+    lowered: LoweredModel,
+    target: CompileTarget,
+    progress: Progress,
+) -> VerificationReport:
+    """Compare ``compiled``, which runs here, with the model as it was given.
+
+    Raises:
+        VerificationError: it is wrong.
+    """
+    result = verify_network(
         compiled,
         imported,
         lowered.layers,
+        original=load_model(model),
         zero_as_plus_one=[name for layer in lowered.layers for name in layer.zero_tensors],
         float_layers=sum(entry["status"] == "float" for entry in lowered.report["layers"]),
         progress=lambda part: progress("verifying against ONNX Runtime", 0.6 + 0.4 * part),
     )
-    # End to end against the model as it was given: the front end is verified, too.
-    result = verify(original=load_model(model))
-    if not result.passed and not all(layer.exact for layer in lowered.layers):
-        exact = verify(exact_sums=True)
-        result = exact if exact.passed else result
     result.raise_for_failure()
-    return result.to_report()
+    return result.to_report(target.text)
 
 
 def _spec_entry(spec: TensorSpec) -> dict[str, Any]:

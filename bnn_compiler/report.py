@@ -131,8 +131,47 @@ class OutputCheckReport(TypedDict):
     inputs_beyond_tolerance: int
 
 
+ComparedWith = Literal["model", "standard_form", "sign_zero_plus", "single_precision", "exact_sums"]
+"""What decides whether outputs are right; docs/report.md says when which."""
+
+
+class OwnOutputReport(TypedDict):
+    """One output beside the user's own model: share of its elements beyond the tolerance, and the largest error."""
+
+    name: str
+    differing: float
+    max_abs_error: float
+
+
+class OwnKindReport(TypedDict):
+    """The outputs on the inputs of one kind."""
+
+    kind: Literal["ordinary", "integers", "half zeros", "zeros"]
+    inputs: int
+    outputs: list[OwnOutputReport]
+
+
+class OwnModelReport(TypedDict):
+    """The compiled network beside the model as the user gave it, in ONNX Runtime with its default options.
+
+    Where that cannot load the file, ``refusal`` says why, and the front end's standard form of it stands in.
+    """
+
+    loaded: bool
+    refusal: str
+    agrees: bool
+    by_kind: list[OwnKindReport]
+
+
+class SignZeroReport(TypedDict):
+    """A tensor whose ``Sign`` was compiled with Sign(0) = +1, and the share of zeros in it on verification's inputs."""
+
+    tensor: str
+    share: float
+
+
 class VerificationReport(TypedDict):
-    """What verification ran and found; absent (``null``) when it was switched off or the target is not the host."""
+    """What verification ran and found; absent (``null``) when it was switched off."""
 
     passed: bool
     seed: int
@@ -144,6 +183,10 @@ class VerificationReport(TypedDict):
     layers: list[LayerCheckReport]
     layers_not_compared: list[str]
     outputs: list[OutputCheckReport]
+    compared_with: ComparedWith
+    own_model: OwnModelReport | None
+    sign_zeros: list[SignZeroReport]
+    target: str
 
 
 class MemoryReport(TypedDict):

@@ -14,6 +14,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from bnn_compiler.errors import ModelError, VerificationError
 from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.tensor_spec import TensorSpec
+from bnn_compiler.verification.inner_tensors import FlipCheck
 from bnn_compiler.verification.reference import Array, Reference, expose, extract, sample_feeds, take_zero_as_plus_one
 from bnn_compiler.verification.verify import VerificationResult, verify_model
 
@@ -123,7 +124,7 @@ def flipped_weight(model: ModelProto, name: str) -> ModelProto:
 def test_an_equal_integer_network_is_verified_exactly() -> None:
     model, layers = make_model(), make_layers()
     result = verify(model, model, layers)
-    assert result.passed and result.integer_only and result.inputs == 4
+    assert result.passed and result.integer_only and result.inputs == 7
     assert [(layer.name, layer.mismatches) for layer in result.layers] == [("conv0", 0), ("conv1", 0)]
     assert result.outputs[0].tolerance == 0 and result.reference_sign_flips == 0
     report = result.to_report()
@@ -201,13 +202,24 @@ class ShowsBits(OnnxArtifact):
 
 @dataclass(frozen=True)
 class OffOnOneInput(ShowsBits):
-    """The outputs for one input are those of another image, by one pixel."""
+    """On one input a value next to the threshold is on its other side; ``shows`` says whether its bit is, too."""
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    shows: bool = True
+
+    def _moved(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         x = feeds["x"].copy()
         if self.on_input is not None and np.array_equal(x, self.on_input):
-            x[0, 0, 3, 3] = -1.0
-        return super().run({"x": x})
+            x[PIXEL] = BELOW
+        return {"x": x}
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return super().run(self._moved(feeds))
+
+    def activation_bits(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return super().activation_bits(self._moved(feeds) if self.shows else feeds)
+
+
+PIXEL, BELOW, ABOVE = (0, 0, 3, 3), np.float32(-0.250001), np.float32(-0.249999)
 
 
 def test_layers_without_tensor_names_are_named() -> None:
@@ -221,13 +233,16 @@ def test_layers_without_tensor_names_are_named() -> None:
 def test_an_input_beyond_tolerance_needs_a_flip() -> None:
     model, layers = make_model(float_tail=True), make_layers()
     feeds = [sample_feeds(Network(model).inputs, 0, index) for index in range(4)]
+    feeds[1]["x"][PIXEL] = ABOVE
 
-    def outcome(wrong: int) -> VerificationResult:
-        artifact = OffOnOneInput(model, layers, wrong, feeds[1]["x"])
+    def outcome(*, shows: bool) -> VerificationResult:
+        artifact = OffOnOneInput(model, layers, on_input=feeds[1]["x"], shows=shows)
         return verify_model(artifact, Network(model), layers, feeds=feeds)
 
-    flipped, unexplained = outcome(1), outcome(0)
-    assert flipped.passed and flipped.sign_flips == 1 and flipped.outputs[0].beyond_tolerance == 1
+    flipped, unexplained = outcome(shows=True), outcome(shows=False)
+    assert flipped.passed and flipped.outputs[0].beyond_tolerance == 1
+    assert flipped.flips[1][0] == FlipCheck("conv0", 1, 288, 1)
+    assert flipped.own is not None and not flipped.own.agrees, "it passes, and is not said to agree on every input"
     assert flipped.to_report()["outputs"][0]["inputs_beyond_tolerance"] == 1
     assert unexplained.sign_flips == 0
     assert unexplained.failure is not None and "output 'out' differs" in unexplained.failure
@@ -235,10 +250,10 @@ def test_an_input_beyond_tolerance_needs_a_flip() -> None:
 
 def test_more_flips_than_rounding_explains() -> None:
     model, layers = make_model(float_tail=True), make_layers()
-    results = [verify_model(ShowsBits(model, layers, wrong), Network(model), layers) for wrong in (0, 2, 3)]
-    assert [result.sign_flips for result in results] == [0, 8, 12]
-    assert [result.passed for result in results] == [True, True, False]
-    assert "3 of 288 activations of layer 'conv1' have another sign" in str(results[2].failure)
+    results = [verify_model(ShowsBits(model, layers, wrong), Network(model), layers) for wrong in (0, 1)]
+    assert [result.sign_flips for result in results] == [0, 7]
+    assert [result.passed for result in results] == [True, False], "one sign far from its threshold is one too many"
+    assert "1 of 288 activations of layer 'conv1' have another sign" in str(results[1].failure)
 
 
 def test_values_at_a_threshold_are_named_as_the_cause() -> None:

@@ -14,6 +14,7 @@ from .context import Context, pass_context, quiet_and_verbose
 from .options import compile_options, threads_option, verify_option
 from .profile_tables import print_profile, write_page
 from .tables import print_bench, summarise_layers
+from .verification_sentences import describe_verification
 
 
 @click.command("bench", cls=TargetCommand)
@@ -81,5 +82,7 @@ def bench_command(
     if context.quiet:
         return
     context.say(f"{model.name}: {summarise_layers(report)}")
+    if report["verification"] is not None:
+        context.say(describe_verification(report))
     print_bench(context.streams, result)
     print_profile(context.streams, profile)

@@ -12,7 +12,8 @@ from bnn_compiler.atomic_file import atomic_write, check_writable
 from .arguments import TargetCommand, shapes_by_name
 from .context import Context, pass_context, quiet_and_verbose
 from .options import compile_options, verify_option
-from .tables import print_notes, summarise_layers, summarise_memory, summarise_verification
+from .tables import print_notes, summarise_layers, summarise_memory
+from .verification_sentences import describe_verification
 
 
 @click.command("compile", cls=TargetCommand)
@@ -67,9 +68,6 @@ def compile_command(
     if report["memory"] is not None:
         context.say(summarise_memory(report["memory"]))
     print_notes(context.streams, report)
-    verification = report["verification"]
-    if verification is not None:
-        context.say(summarise_verification(verification))
-    elif options["verify"]:
-        context.say("not verified: the target is not this machine")
+    if report["verification"] is not None:
+        context.say(describe_verification(report))
     context.say(f"wrote {output} ({output.stat().st_size / 1024:.0f} KiB)")

@@ -15,6 +15,7 @@ from .context import Context, pass_context, quiet_and_verbose
 from .options import compile_options, threads_option
 from .profile_tables import print_profile, write_page
 from .tables import print_layers, print_notes, print_trees, summarise_layers, summarise_memory
+from .verification_sentences import describe_verification
 
 if TYPE_CHECKING:
     from bnn_compiler.profiling.profile import ProfileReport
@@ -88,6 +89,8 @@ def inspect_command(
     if report["memory"] is not None:
         context.say(summarise_memory(report["memory"]))
     print_notes(context.streams, report)
+    if _is_library(path):
+        context.say(f"when it was compiled: {describe_verification(report)}")
     if profile is not None:
         print_profile(context.streams, profile)
 

@@ -16,6 +16,7 @@ from bnn_compiler.errors import FeedError
 from .context import Context, pass_context, quiet_and_verbose
 from .options import threads_option
 from .tables import print_outputs
+from .verification_sentences import describe_disagreement
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +59,9 @@ def run_command(
     if context.quiet:
         return
     print_outputs(context.streams, outputs)
+    disagreement = describe_disagreement(compiled.manifest["report"])
+    if disagreement is not None:
+        context.say(f"note: when it was compiled, the network {disagreement.replace('differs', 'differed', 1)}")
     if repeat > 1:
         low, middle = min(seconds) * 1e6, statistics.median(seconds) * 1e6
         context.say(f"{repeat} runs: minimum {low:,.1f} µs, median {middle:,.1f} µs")

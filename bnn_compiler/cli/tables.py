@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from bnn_compiler.report import REASONS, LayerReport, MemoryReport, Report, VerificationReport
+from bnn_compiler.report import REASONS, LayerReport, MemoryReport, Report
 
 from .streams import Streams
 
@@ -71,24 +71,6 @@ def summarise_layers(report: Report) -> str:
     if weight_only:
         text += f", {weight_only} with binary weights only"
     return text + (f", {rest} float" if rest else "")
-
-
-def summarise_verification(verification: VerificationReport) -> str:
-    """One sentence on what verification found."""
-    layers = verification["layers"]
-    exact = sum(layer["exact"] for layer in layers)
-    parts = [f"{len(layers)} layers alone ({exact} bit for bit)"]
-    if verification["layers_not_compared"]:
-        parts.append(f"{len(verification['layers_not_compared'])} layers not alone")
-    for output in verification["outputs"]:
-        error, tolerance = output["max_abs_error"], output["tolerance"]
-        how = "equal" if error == 0 else f"within {error:.2g} (tolerance {tolerance:.2g})"
-        parts.append(f"{output['name']} {how}")
-    flips = verification["sign_flips"]
-    if flips:
-        beyond = max(output["inputs_beyond_tolerance"] for output in verification["outputs"])
-        parts.append(f"{flips:,} signs flipped after near-ties (inputs beyond the tolerance for it: {beyond})")
-    return f"agrees with ONNX Runtime on {verification['inputs']} inputs: " + ", ".join(parts)
 
 
 def summarise_memory(memory: MemoryReport) -> str:

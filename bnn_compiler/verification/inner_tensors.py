@@ -2,15 +2,16 @@
 
 ``flips`` counts the activation bits that the artifact's ``main`` computes otherwise than the artifact's own binarisers
 do on ONNX Runtime's values of the same tensors (``passes/expose_activation_bits.py``): the values differ by rounding,
-and lie on two sides of a threshold. Rounding does that to few, so in the first layer with flips there may be
-``FIRST_FLIPS`` of them, or ``FIRST_FLIP_SHARE`` of its activations. ``reference_flips`` counts the elements that differ
-between two evaluations in ONNX Runtime, with and without graph optimisation: how prone a network is to flips by itself.
+and lie on two sides of a threshold. Rounding does that to few, and to none but values next to a threshold, so in the
+first layer with flips there may be ``FIRST_FLIPS`` of them, or ``FIRST_FLIP_SHARE`` of its activations, all within
+``NEAR_A_THRESHOLD``. ``reference_flips`` counts the elements that differ between two evaluations in ONNX Runtime, with
+and without graph optimisation: how prone a network is to flips by itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,15 +20,13 @@ from onnx import ModelProto
 
 from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.verification.layer_check import LayerCheck, check_layer
-from bnn_compiler.verification.reference import Array, Reference, expose, node_activation
+from bnn_compiler.verification.reference import Array, Feeds, Reference, expose, node_activation
 
 FIRST_FLIPS = 2
 FIRST_FLIP_SHARE = 1e-3
 NEAR_A_THRESHOLD = 2.0**-16
 """Of a tensor's largest absolute value: what rounding may move its values by. Sums of thousands of terms of that size
 err by about sqrt(thousands)·2^-24 of it in float32, and a value has gone through a few of them."""
-
-Feeds = Mapping[str, Array]
 
 
 class Runnable(Protocol):
@@ -60,8 +59,8 @@ class FlipCheck:
 
     @property
     def plausible(self) -> bool:
-        """Whether rounding alone may flip so many in the first layer that has any."""
-        return self.flips <= max(FIRST_FLIPS, FIRST_FLIP_SHARE * self.activations)
+        """Whether rounding alone may flip these in the first layer that has any."""
+        return self.undecided and self.flips <= max(FIRST_FLIPS, FIRST_FLIP_SHARE * self.activations)
 
     @property
     def undecided(self) -> bool:
@@ -72,15 +71,22 @@ class FlipCheck:
 class InnerTensors:
     """Inputs, outputs and activations of the binary layers, in ONNX Runtime and in the artifact."""
 
-    def __init__(self, compiled: Runnable, model: ModelProto, layers: Sequence[BinaryLayer]) -> None:
-        """Load ``model`` into ONNX Runtime twice; layers whose tensors have no names in it are left out."""
+    def __init__(
+        self, compiled: Runnable, model: ModelProto, layers: Sequence[BinaryLayer], observed: Collection[str] = ()
+    ) -> None:
+        """Load ``model`` into ONNX Runtime twice; layers whose tensors have no names in it are left out.
+
+        Of ``observed``, further tensors to look at, those that the main graph has are kept.
+        """
         self._compiled = compiled
         self._layers = [layer for layer in layers if layer.input_tensor is not None and layer.output_tensor is not None]
         self.skipped = tuple(layer.name for layer in layers if layer not in self._layers)
         found = (node_activation(model, layer.name) for layer in layers)
         self._activations = list(dict.fromkeys(name for name in found if name is not None))
         tensors = [name for layer in self._layers for name in (layer.input_tensor, layer.output_tensor) if name]
-        exposed = expose(model, [*tensors, *self._activations])
+        known = {value.name for value in model.graph.input}.union(*(node.output for node in model.graph.node))
+        self.observed = tuple(name for name in dict.fromkeys(observed) if name in known)
+        exposed = expose(model, [*tensors, *self._activations, *self.observed])
         self._plain, self._optimised = Reference(exposed, optimise=False), Reference(exposed)
 
     def reference_values(self, feed: Feeds) -> dict[str, Array]:

@@ -14,6 +14,7 @@ from bnn_compiler.errors import ModelError
 from bnn_compiler.tensor_spec import TensorSpec
 
 Array = npt.NDArray[Any]
+Feeds = Mapping[str, Array]
 
 # The smallest value that no flush of subnormals takes away, with room to spare.
 _TINY = float(2.0**-100)

@@ -4,7 +4,11 @@
 fed ONNX Runtime's own input of that layer and must reproduce ONNX Runtime's output, exactly in the sense of
 :mod:`bnn_compiler.verification.layer_check`.
 
-*End to end.* Outputs are compared on ``INPUTS`` inputs with the plain network in ONNX Runtime.
+*End to end.* Outputs are compared with those of the model as the user gave it, in ONNX Runtime as its users run it, on
+the inputs of :mod:`bnn_compiler.verification.sample_inputs`. Only where they differ, and there is a reason why they
+may, does another reference decide whether the network is compiled rightly (``compared_with``): the same model with
+Sign(0) = +1 where it was compiled so, or the front end's form of it where the file computes in half precision. How far
+the result is from the user's own model is reported all the same (``own``).
 
 - An *integer-only* network must agree exactly. That is a network without float layers, whose binary layers are all
   exact, and whose reference outputs do not depend on ONNX Runtime's graph optimisation and lie on a grid of 2^-10: it
@@ -24,29 +28,25 @@ than rounding explains. What comes after it may be chaotic.
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-import numpy as np
 from onnx import ModelProto
 
 from bnn_compiler.errors import ModelError, VerificationError
 from bnn_compiler.frontend.half_precision import uses_half_precision
 from bnn_compiler.layers import BinaryLayer
-from bnn_compiler.report import OutputCheckReport, VerificationReport
+from bnn_compiler.report import ComparedWith, SignZeroReport, VerificationReport
 from bnn_compiler.tensor_spec import TensorSpec
+from bnn_compiler.verification.end_to_end import EndToEnd, OutputCheck
 from bnn_compiler.verification.exact_sums import with_exact_sums
-from bnn_compiler.verification.inner_tensors import Feeds, FlipCheck, InnerTensors, Runnable
+from bnn_compiler.verification.inner_tensors import FlipCheck, InnerTensors, Runnable
 from bnn_compiler.verification.layer_check import LayerCheck
-from bnn_compiler.verification.reference import Array, Reference, sample_feeds, take_zero_as_plus_one
-
-INPUTS = 4
-RELATIVE_TOLERANCE = 1e-4
-HALF_PRECISION_TOLERANCE = 16 * 2.0**-11
-"""Of a float16 output: ONNX Runtime may round to half precision, by 2^-11, behind any operator, and does behind few."""
-FLIP_TOLERANCE = 0.5
+from bnn_compiler.verification.own_model import OwnComparison, OwnModel, compare_by_kind
+from bnn_compiler.verification.reference import Array, Feeds, Reference, take_zero_as_plus_one
+from bnn_compiler.verification.sample_inputs import Kind, Sample, number_of_inputs, sample_inputs
+from bnn_compiler.verification.sign_zeros import count_sign_zeros, may_be_common
 
 
 class Network(Protocol):
@@ -64,26 +64,6 @@ class Network(Protocol):
 
 
 @dataclass(frozen=True)
-class OutputCheck:
-    """One output over all inputs."""
-
-    name: str
-    max_abs_error: float
-    tolerance: float
-    beyond_tolerance: int
-    beyond_flip_tolerance: int
-
-    def to_report(self) -> OutputCheckReport:
-        """Return the entry of the report."""
-        return {
-            "name": self.name,
-            "max_abs_error": self.max_abs_error,
-            "tolerance": self.tolerance,
-            "inputs_beyond_tolerance": self.beyond_tolerance,
-        }
-
-
-@dataclass(frozen=True)
 class VerificationResult:
     """Everything that was compared."""
 
@@ -95,9 +75,14 @@ class VerificationResult:
     reference_sign_flips: int
     flips: tuple[tuple[FlipCheck, ...], ...] = ()
     """Per input, its layers with flips, in order; no entry per input where the artifact does not show activations."""
-    exact_sums: bool = False
     skipped: tuple[str, ...] = ()
     """Binary layers that could only be compared as parts of the network: their tensors have no names in the model."""
+    compared_with: ComparedWith = "model"
+    """What ``outputs`` are judged by."""
+    own: OwnComparison | None = None
+    """Beside the model as the user gave it; None where none was given."""
+    sign_zeros: Mapping[str, float] = field(default_factory=dict)
+    """Tensors whose Sign was compiled as +1 at zero, with the share of zeros in them, where that is no accident."""
 
     @property
     def sign_flips(self) -> int | None:
@@ -165,19 +150,23 @@ class VerificationResult:
             f"verification failed: {self.failure}; {cause} (--algorithm float or --no-verify go around it)"
         )
 
-    def to_report(self) -> VerificationReport:
-        """Return the ``verification`` entry of the report."""
+    def to_report(self, target: str = "native") -> VerificationReport:
+        """Return the ``verification`` entry of the report; ``target`` is what the code that ran was built for."""
         return {
             "passed": self.passed,
             "seed": self.seed,
             "inputs": self.inputs,
             "integer_only": self.integer_only,
-            "exact_sums": self.exact_sums,
+            "exact_sums": self.compared_with == "exact_sums",
             "sign_flips": self.sign_flips,
             "reference_sign_flips": self.reference_sign_flips,
             "layers": [layer.to_report() for layer in self.layers],
             "layers_not_compared": list(self.skipped),
             "outputs": [output.to_report() for output in self.outputs],
+            "compared_with": self.compared_with,
+            "own_model": None if self.own is None else self.own.to_report(),
+            "sign_zeros": [SignZeroReport(tensor=name, share=share) for name, share in self.sign_zeros.items()],
+            "target": target,
         }
 
 
@@ -192,104 +181,86 @@ def verify_model(
     zero_as_plus_one: Collection[str] = (),
     float_layers: int = 0,
     exact_sums: bool = False,
+    without: Collection[Kind] = (),
     progress: Callable[[float], None] = lambda _: None,
 ) -> VerificationResult:
     """Compare ``compiled`` with ONNX Runtime; the result says whether they agree, nothing is raised for that.
 
-    ``feeds`` replaces the ``INPUTS`` seeded random inputs. ``original`` is the model as the user gave it (same inputs
-    and outputs as ``imported.onnx_model``): end to end it is the reference, so that the front end is verified too.
-    Where ONNX Runtime cannot load it (custom operators that the front end expressed in ONNX), ``imported`` stands in;
-    and where it computes in half precision: roundings that the compiled network leaves out move values across
-    thresholds, as far from them as 2^-11.
+    ``feeds`` replaces the seeded inputs of :func:`.sample_inputs`. ``original`` is the model as the user gave it (same
+    inputs and outputs as ``imported.onnx_model``): end to end it is the reference, so that the front end is verified
+    too. Where ONNX Runtime cannot load it (custom operators that the front end expressed in ONNX), ``imported`` stands
+    in; and where it computes in half precision and that shows: roundings that the compiled network leaves out move
+    values across thresholds, as far from them as 2^-11.
     ``zero_as_plus_one`` names the tensors whose ``Sign`` was compiled with Sign(0) = +1. ``float_layers`` is the
     number of layers that are neither binary nor binary-weight. ``exact_sums`` takes the imported network with the
-    sums of its binary layers exact (:mod:`bnn_compiler.verification.exact_sums`) for the reference.
+    sums of its binary layers exact (:mod:`bnn_compiler.verification.exact_sums`) for the reference. ``without`` are
+    kinds of unusual inputs that are left out.
 
     Raises:
         ModelError: ONNX Runtime cannot run the network.
     """
-    count = INPUTS if feeds is None else len(feeds)
+    count = number_of_inputs(imported.inputs, without) if feeds is None else len(feeds)
+
+    def samples() -> Iterable[Sample]:
+        if feeds is not None:
+            return (Sample("ordinary", feed) for feed in feeds)
+        return sample_inputs(imported.inputs, seed, without)
+
     model = take_zero_as_plus_one(imported.onnx_model, zero_as_plus_one)
     if exact_sums:
         model = with_exact_sums(model, [layer.name for layer in layers])
-    inner = InnerTensors(compiled, model, layers)
-    if exact_sums:
-        plain = Reference(model, optimise=False)  # optimised, the scales would become parts of the weights again
-        network = plain, plain
-    else:
-        network = _whole_network(model, original, zero_as_plus_one)
+    inner = InnerTensors(compiled, model, layers, zero_as_plus_one)
+    own = OwnModel(original, imported.onnx_model)
+    integers = float_layers == 0 and bool(layers) and all(layer.exact for layer in layers)
+    beside_own = EndToEnd(integers)
     checks: tuple[LayerCheck, ...] = ()
     reference_flips = 0
     flips: list[tuple[FlipCheck, ...]] = []
-    errors: dict[str, list[tuple[float, float]]] = {name: [] for name in network[0].outputs}
-    integer_only = float_layers == 0 and bool(layers) and all(layer.exact for layer in layers)
-    for index in range(count):
+    kinds: list[Kind] = []
+    zeros = False
+    for index, sample in enumerate(samples()):
         # One at a time: inputs can be large.
-        feed = sample_feeds(imported.inputs, seed, index) if feeds is None else feeds[index]
-        values = inner.reference_values(feed)
-        reference_flips += inner.reference_flips(feed, values)
-        flips += inner.flips(feed, values)
+        values = inner.reference_values(sample.feed)
+        reference_flips += inner.reference_flips(sample.feed, values)
+        flips += inner.flips(sample.feed, values)
+        zeros = zeros or may_be_common(sample, [values[tensor] for tensor in inner.observed])
         if index == 0:
             # One input per layer: it already is thousands of independent dot products.
             checks = inner.check_layers(values)
-        expected, unoptimised = (reference.run(feed) for reference in network)
-        actual = compiled.run(feed)
-        for name, reference in expected.items():
-            integer_only = integer_only and _on_grid(reference) and np.array_equal(reference, unoptimised[name])
-            errors[name].append(_difference(actual[name], reference))
+        beside_own.add(compiled.run(sample.feed), own.reference.run(sample.feed), values, sample.kind)
+        kinds.append(sample.kind)
         progress((index + 1) / count)
-    outputs = tuple(
-        _judge(name, pairs, integer_only, half=actual[name].dtype == np.float16) for name, pairs in errors.items()
-    )
-    return VerificationResult(
-        seed, count, integer_only, checks, outputs, reference_flips, tuple(flips), exact_sums, inner.skipped
-    )
+    found = VerificationResult(
+        seed, count, beside_own.integer_only, checks, beside_own.outputs(), reference_flips, tuple(flips),
+        skipped=inner.skipped, compared_with=own.name, own=compare_by_kind(own, beside_own, kinds),
+        sign_zeros=count_sign_zeros(imported.onnx_model, inner.observed, samples()) if zeros else {},
+    )  # fmt: skip
+    other = _other_reference(model, original, zero_as_plus_one, exact_sums=exact_sums)
+    if other is None or (found.passed and not exact_sums):
+        return found
+    name, reference = other
+    judged = EndToEnd(integers)
+    for sample in samples():
+        values = inner.reference_values(sample.feed)
+        judged.add(compiled.run(sample.feed), reference(sample.feed), values, sample.kind)
+    return replace(found, integer_only=judged.integer_only, outputs=judged.outputs(), compared_with=name)
 
 
-def _whole_network(
-    model: ModelProto, original: ModelProto | None, zero_as_plus_one: Collection[str]
-) -> tuple[Reference, Reference]:
-    """The reference end to end, optimised and plain."""
-    if original is not None and not uses_half_precision(original):
+def _other_reference(
+    model: ModelProto, original: ModelProto | None, zero_as_plus_one: Collection[str], *, exact_sums: bool
+) -> tuple[ComparedWith, Callable[[Feeds], dict[str, Array]]] | None:
+    """What may decide instead of the user's own model; None where there is no reason for another reference."""
+    if exact_sums:
+        # Optimised, the scales would become parts of the weights again.
+        return "exact_sums", Reference(model, optimise=False).run
+    if original is not None and uses_half_precision(original):
+        return "single_precision", Reference(model).run
+    if not zero_as_plus_one:
+        return None
+    if original is not None:
         signs = {node.input[0] for node in original.graph.node if node.op_type == "Sign"}
         # A Sign that the front end found elsewhere (in a function, behind another name) cannot be adjusted here.
         if signs.issuperset(zero_as_plus_one):
             with contextlib.suppress(ModelError):
-                adjusted = take_zero_as_plus_one(original, zero_as_plus_one)
-                return Reference(adjusted), Reference(adjusted, optimise=False)
-    return Reference(model), Reference(model, optimise=False)
-
-
-def _difference(actual: Array, expected: Array) -> tuple[float, float]:
-    """Largest absolute error and largest finite absolute reference; infinite where NaN or infinity disagree."""
-    if actual.shape != expected.shape or actual.dtype != expected.dtype:
-        return math.inf, 0.0
-    if expected.dtype.kind != "f":
-        equal = np.array_equal(actual, expected)
-        return (0.0 if equal else math.inf), 0.0
-    left, right = actual.astype(np.float64), expected.astype(np.float64)
-    finite = np.isfinite(right)
-    special = (left == right) | (np.isnan(left) & np.isnan(right))
-    if not (finite | special).all() or not np.isfinite(left[finite]).all():
-        return math.inf, 0.0
-    scale = float(np.abs(right[finite]).max(initial=0.0))
-    return float(np.abs(left[finite] - right[finite]).max(initial=0.0)), scale
-
-
-def _judge(name: str, pairs: Sequence[tuple[float, float]], integer_only: bool, *, half: bool) -> OutputCheck:
-    largest = max((error for error, _ in pairs), default=0.0)
-    scale = max((scale for _, scale in pairs), default=0.0)
-    tolerance = HALF_PRECISION_TOLERANCE if half else RELATIVE_TOLERANCE
-    relative = 0.0 if integer_only else tolerance
-    # Of the largest value over all inputs: on one of them all results may cancel to zero but for rounding.
-    beyond = sum(error > relative * scale for error, _ in pairs)
-    beyond_flip = sum(error > FLIP_TOLERANCE * scale for error, _ in pairs)
-    return OutputCheck(name, min(largest, float(np.finfo(np.float64).max)), relative * scale, beyond, beyond_flip)
-
-
-def _on_grid(values: Array) -> bool:
-    """Whether all values are multiples of 2^-10 of moderate size, as sums of integers are and other floats are not."""
-    if values.dtype.kind != "f":
-        return values.dtype.kind in "iub"
-    scaled = values.astype(np.float64) * 2.0**10
-    return bool((np.abs(scaled) < 2.0**24).all() and (scaled == np.rint(scaled)).all())
+                return "sign_zero_plus", Reference(take_zero_as_plus_one(original, zero_as_plus_one)).run
+    return "sign_zero_plus", Reference(model).run

@@ -1,0 +1,71 @@
+"""Verification as a compilation runs it: by the user's own model, and where that cannot decide, by others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+from onnx import ModelProto, TensorProto
+from onnx.shape_inference import infer_shapes
+
+from bnn_compiler.layers import BinaryLayer
+from bnn_compiler.verification.inner_tensors import Runnable
+from bnn_compiler.verification.reference import Reference, expose
+from bnn_compiler.verification.sample_inputs import Kind, sample_inputs
+from bnn_compiler.verification.verify import Network, VerificationResult, verify_model
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+
+
+def verify_network(
+    compiled: Runnable,
+    imported: Network,
+    layers: Sequence[BinaryLayer],
+    *,
+    original: ModelProto | None,
+    zero_as_plus_one: Collection[str],
+    float_layers: int,
+    progress: Callable[[float], None] = lambda _: None,
+) -> VerificationResult:
+    """Verify ``compiled``; the parameters are those of :func:`.verify_model`.
+
+    1. Unusual inputs (zeros, integers) on which NaN or infinity arises inside the network do not count where it fails:
+       zeros make 0 / 0 of many a normalisation, and a bit cannot hold NaN.
+    2. What fails is tried with exact sums where layers have scales; the first result stands if that fails, too.
+
+    Raises:
+        ModelError: ONNX Runtime cannot run the network.
+    """
+
+    without: list[Kind] = []
+
+    def attempt(*, exact_sums: bool = False) -> VerificationResult:
+        return verify_model(
+            compiled, imported, layers, original=original, zero_as_plus_one=zero_as_plus_one,
+            float_layers=float_layers, exact_sums=exact_sums, without=without, progress=progress,
+        )  # fmt: skip
+
+    result = attempt()
+    if not result.passed:
+        without += _kinds_without_numbers(imported)
+        result = attempt() if without else result
+    if not result.passed and not all(layer.exact for layer in layers):
+        exact = attempt(exact_sums=True)
+        result = exact if exact.passed else result
+    return result
+
+
+def _kinds_without_numbers(network: Network, seed: int = 0) -> list[Kind]:
+    """The kinds of unusual inputs on which some tensor of the network holds NaN or infinity in ONNX Runtime."""
+    samples = [sample for sample in sample_inputs(network.inputs, seed) if not sample.ordinary]
+    if not samples:
+        return []
+    model = infer_shapes(network.onnx_model)
+    floats = [info.name for info in model.graph.value_info if info.type.tensor_type.elem_type in _FLOATS]
+    reference = Reference(expose(model, floats), optimise=False)
+    found = []
+    for sample in samples:
+        values = (value for value in reference.run(sample.feed).values() if value.dtype.kind == "f")
+        if not all(np.isfinite(value).all() for value in values):
+            found.append(sample.kind)
+    return found
