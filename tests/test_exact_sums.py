@@ -32,14 +32,15 @@ PRODUCTS: dict[str, tuple[str, str, dict[str, Array]]] = {
         "y = Gemm<transB = 1, alpha = 0.3, beta = 0.7>(s, w, b)",
         {"w": _signs(6, 8) * SCALE[:, None], "b": SCALE},
     ),
+    "gemm without alpha and beta": ("3,8", "y = Gemm(s, w, b)", {"w": _signs(8, 6) * SCALE, "b": SCALE}),
     "matmul": ("3,8", "y = MatMul(s, w)", {"w": _signs(8, 6) * SCALE}),
     "matmul in batches": ("2,3,8", "y = MatMul(s, w)", {"w": _signs(8, 6) * SCALE}),
     "not binary": ("3,8", "y = MatMul(s, w)", {"w": RNG.standard_normal((8, 6)).astype(np.float32)}),
 }
 
 
-def _model(shape: str, product: str, constants: dict[str, Array]) -> onnx.ModelProto:
-    model = parse(f"g (float[{shape}] x) => (float y) {{ s = Sign(x) {product} }}")
+def _model(shape: str, product: str, constants: dict[str, Array], opset: int = 17) -> onnx.ModelProto:
+    model = parse(f"g (float[{shape}] x) => (float y) {{ s = Sign(x) {product} }}", opset=opset)
     model.graph.output[0].type.tensor_type.ClearField("shape")
     model.graph.node[-1].name = "product"
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
@@ -47,9 +48,11 @@ def _model(shape: str, product: str, constants: dict[str, Array]) -> onnx.ModelP
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_the_same_but_for_rounding(name: str) -> None:
+@pytest.mark.parametrize("opset", [9, 10, 11, 17])
+def test_the_same_but_for_rounding(name: str, opset: int) -> None:
+    """Before operator set 11 a Gemm had three operands, always."""
     shape, product, constants = PRODUCTS[name]
-    model = _model(shape, product, constants)
+    model = _model(shape, product, constants, opset)
     changed = with_exact_sums(model, ["product"])
     assert ("Mul" in {node.op_type for node in changed.graph.node}) == (name != "not binary")
     x = RNG.standard_normal([int(extent) for extent in shape.split(",")]).astype(np.float32)

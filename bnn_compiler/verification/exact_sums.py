@@ -76,6 +76,12 @@ def _rewritten(node: NodeProto, names: dict[str, str], rank: int) -> list[NodePr
             factor, attribute.f = attribute.f, 1.0
         elif attribute.name == "beta":
             share, attribute.f = attribute.f, 1.0
+    if node.op_type == "Gemm" and bias:
+        # Before operator set 11 a Gemm must have its third operand: it stays, times zero, and is added later.
+        kept = [attribute for attribute in product.attribute if attribute.name != "beta"]
+        del product.attribute[:]
+        product.attribute.extend([*kept, helper.make_attribute("beta", 0.0)])
+        product.input.append(bias[0])
     made = [product]
 
     def emit(operator: str, inputs: list[str], result: str) -> str:
