@@ -32,6 +32,7 @@ from bnn_compiler.target import CompileTarget, parse_target
 from bnn_compiler.tensor_spec import TensorSpec
 from bnn_compiler.trees.cache_folder import cache_folder
 from bnn_compiler.verification.attempts import verify_network
+from bnn_compiler.verification.reference import pads_of
 
 Progress = Callable[[str, float], None]
 ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -254,12 +255,21 @@ def _verify(
         imported,
         lowered.layers,
         original=load_model(model),
-        zero_as_plus_one=[name for layer in lowered.layers for name in layer.zero_tensors],
+        zero_as_plus_one=_plus_tensors(imported, lowered),
         float_layers=sum(entry["status"] == "float" for entry in lowered.report["layers"]),
         progress=lambda part: progress("verifying against ONNX Runtime", 0.6 + 0.4 * part),
     )
     result.raise_for_failure()
     return result.to_report(target.text)
+
+
+def _plus_tensors(imported: ImportedModel, lowered: LoweredModel) -> list[str]:
+    """The tensors whose ``Sign`` gives +1 at zero in the compiled network, where ONNX's gives 0; pads among them."""
+    found = [name for layer in lowered.layers for name in layer.zero_tensors]
+    if any("sign(0) taken as +1" in entry["detail"] for entry in lowered.report["layers"]):
+        signs = {node.input[0] for node in imported.onnx_model.graph.node if node.op_type == "Sign"}
+        found += pads_of(imported.onnx_model, signs)
+    return found
 
 
 def _spec_entry(spec: TensorSpec) -> dict[str, Any]:

@@ -186,6 +186,7 @@ class VerificationReport(TypedDict):
     compared_with: ComparedWith
     own_model: OwnModelReport | None
     sign_zeros: list[SignZeroReport]
+    decided_in_float64: int | None
     target: str
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from onnx import ModelProto, TensorProto
 from onnx.shape_inference import infer_shapes
 
+from bnn_compiler.errors import ModelError
 from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.verification.inner_tensors import Runnable
-from bnn_compiler.verification.reference import Reference, expose
-from bnn_compiler.verification.sample_inputs import Kind, sample_inputs
+from bnn_compiler.verification.referee import Referee, Ruling
+from bnn_compiler.verification.reference import Reference, expose, take_zero_as_plus_one
+from bnn_compiler.verification.sample_inputs import Kind, Sample, sample_inputs
 from bnn_compiler.verification.verify import Network, VerificationResult, verify_model
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
@@ -31,7 +35,9 @@ def verify_network(
 
     1. Unusual inputs (zeros, integers) on which NaN or infinity arises inside the network do not count where it fails:
        zeros make 0 / 0 of many a normalisation, and a bit cannot hold NaN.
-    2. What fails is tried with exact sums where layers have scales; the first result stands if that fails, too.
+    2. What fails is tried with exact sums where layers have scales.
+    3. If that fails, too, an evaluation in float64 decides, unless a layer alone is wrong
+       (:mod:`bnn_compiler.verification.referee`).
 
     Raises:
         ModelError: ONNX Runtime cannot run the network.
@@ -52,7 +58,24 @@ def verify_network(
     if not result.passed and not all(layer.exact for layer in layers):
         exact = attempt(exact_sums=True)
         result = exact if exact.passed else result
+    if not result.passed and all(layer.passed for layer in result.layers):
+        model = take_zero_as_plus_one(imported.onnx_model, zero_as_plus_one)
+        samples = sample_inputs(imported.inputs, 0, without)
+        with contextlib.suppress(ModelError):  # float64 could not be had: the result says so
+            result = replace(result, ruling=_ruling(compiled, model, layers, samples))
     return result
+
+
+def _ruling(compiled: Runnable, model: ModelProto, layers: Sequence[BinaryLayer], samples: Iterable[Sample]) -> Ruling:
+    """Of all inputs: what was decided, and the first that is wrong."""
+    referee = Referee(compiled, model, layers)
+    decided = 0
+    for sample in samples:
+        ruling = referee.judge(sample.feed)
+        decided += ruling.decided
+        if ruling.wrong is not None:
+            return Ruling(decided, ruling.wrong)
+    return Ruling(decided)
 
 
 def _kinds_without_numbers(network: Network, seed: int = 0) -> list[Kind]:

@@ -106,7 +106,7 @@ class InnerTensors:
         found = []
         for layer in self._layers:
             if layer.function in bits:
-                value = _layer_input(layer, values)
+                value = layer_input(layer, values)
                 expected = self._binarised(layer, value)
                 flipped = bits[layer.function] ^ expected
                 if flipped.any():
@@ -129,7 +129,7 @@ class InnerTensors:
         return tuple(
             check_layer(
                 layer,
-                self._compiled.run_function(layer.function, _layer_input(layer, values)),
+                self._compiled.run_function(layer.function, layer_input(layer, values)),
                 _permuted(values[output], layer.output_axes),
             )
             for layer in self._layers
@@ -141,7 +141,8 @@ def _ones(bits: Array) -> int:
     return int(np.unpackbits(bits.view(np.uint8)).sum())
 
 
-def _layer_input(layer: BinaryLayer, values: Mapping[str, Array]) -> Array:
+def layer_input(layer: BinaryLayer, values: Mapping[str, Array]) -> Array:
+    """What the layer's functions take, from the ONNX tensors' ``values``."""
     assert layer.input_tensor is not None, "only called for layers whose tensors have names"
     value = _permuted(values[layer.input_tensor], layer.input_axes)
     return np.ascontiguousarray(value.reshape(layer.input_shape))

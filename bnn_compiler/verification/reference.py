@@ -86,15 +86,18 @@ def expose(model: ModelProto, tensors: Collection[str]) -> ModelProto:
 def take_zero_as_plus_one(model: ModelProto, tensors: Collection[str]) -> ModelProto:
     """Copy ``model`` so that ``Sign`` of the named tensors gives +1 where they are zero (of either sign).
 
-    This is the rule ``--sign-zero plus`` in ONNX's own terms: a tiny positive value stands for zero.
+    This is the rule ``--sign-zero plus`` in ONNX's own terms: a tiny positive value stands for zero. Zeros of a pad
+    stay zeros, in the network and so here: of a padded tensor, what is padded gets the tiny value.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
     known = (*copy.graph.input, *copy.graph.value_info, *copy.graph.output)
     types = {value.name: value.type.tensor_type.elem_type for value in known}
     nodes: list[NodeProto] = []
+    padded = pads_of(model, tensors)
     for index, node in enumerate(copy.graph.node):
-        if node.op_type == "Sign" and node.input[0] in tensors:
+        sign = node.op_type == "Sign" and node.input[0] in tensors and node.input[0] not in padded
+        if sign or node.output[0] in padded:
             prefix = f"bnnc_sign_zero_{index}"
             source = node.input[0]
             tiny, nonzero, test, chosen = (f"{prefix}_{what}" for what in ("tiny", "nonzero", "test", "value"))
@@ -109,6 +112,15 @@ def take_zero_as_plus_one(model: ModelProto, tensors: Collection[str]) -> ModelP
     del copy.graph.node[:]
     copy.graph.node.extend(rewritten)
     return copy
+
+
+def pads_of(model: ModelProto, tensors: Collection[str]) -> dict[str, str]:
+    """What is padded, for those of ``tensors`` that a ``Pad`` makes."""
+    return {
+        node.output[0]: node.input[0]
+        for node in model.graph.node
+        if node.op_type == "Pad" and node.output[0] in tensors
+    }
 
 
 def extract(model: ModelProto, source: str, target: str, source_shape: Sequence[int]) -> ModelProto:

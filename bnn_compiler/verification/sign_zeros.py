@@ -11,12 +11,12 @@ on one that is zero in parts, do the elements that are zero on that one, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from onnx import ModelProto
 
-from bnn_compiler.verification.reference import Array, Feeds, Reference, expose
+from bnn_compiler.verification.reference import Array, Feeds, Reference, expose, pads_of
 from bnn_compiler.verification.sample_inputs import Sample
 
 ACCIDENT = 1e-4
@@ -36,14 +36,15 @@ def count_sign_zeros(model: ModelProto, tensors: Iterable[str], samples: Iterabl
     wanted = list(dict.fromkeys(tensors))
     if not wanted:
         return {}
-    reference = Reference(expose(model, wanted), optimise=False)
+    looked_at = {name: pads_of(model, wanted).get(name, name) for name in wanted}  # a pad's zeros stay zeros
+    reference = Reference(expose(model, looked_at.values()), optimise=False)
     every = list(samples)
-    own = next((_zeros(reference, wanted, sample.feed) for sample in every if sample.kind == "zeros"), {})
+    own = next((_zeros(reference, looked_at, sample.feed) for sample in every if sample.kind == "zeros"), {})
     shares = dict.fromkeys(wanted, 0.0)
     for sample in every:
         if sample.kind == "zeros":
             continue
-        for name, zeros in _zeros(reference, wanted, sample.feed).items():
+        for name, zeros in _zeros(reference, looked_at, sample.feed).items():
             counted = zeros & ~own[name] if sample.kind == "half zeros" and name in own else zeros
             number = int(np.count_nonzero(counted))
             if number >= FEWEST:
@@ -57,7 +58,7 @@ def may_be_common(sample: Sample, values: Iterable[Array]) -> bool:
     return sample.kind != "zeros" and any(number >= max(FEWEST, ACCIDENT * size) for number, size in zeros)
 
 
-def _zeros(reference: Reference, tensors: Iterable[str], feed: Feeds) -> dict[str, Array]:
-    """Where each tensor is zero, of either sign."""
+def _zeros(reference: Reference, tensors: Mapping[str, str], feed: Feeds) -> dict[str, Array]:
+    """Where each tensor is zero, of either sign; ``tensors`` says what stands for each."""
     values = {**feed, **reference.run(feed)}
-    return {name: values[name] == 0 for name in tensors}
+    return {name: values[source] == 0 for name, source in tensors.items()}

@@ -44,7 +44,8 @@ from bnn_compiler.verification.exact_sums import with_exact_sums
 from bnn_compiler.verification.inner_tensors import FlipCheck, InnerTensors, Runnable
 from bnn_compiler.verification.layer_check import LayerCheck
 from bnn_compiler.verification.own_model import OwnComparison, OwnModel, compare_by_kind
-from bnn_compiler.verification.reference import Array, Feeds, Reference, take_zero_as_plus_one
+from bnn_compiler.verification.referee import Ruling
+from bnn_compiler.verification.reference import Array, Feeds, Reference, pads_of, take_zero_as_plus_one
 from bnn_compiler.verification.sample_inputs import Kind, Sample, number_of_inputs, sample_inputs
 from bnn_compiler.verification.sign_zeros import count_sign_zeros, may_be_common
 
@@ -83,6 +84,8 @@ class VerificationResult:
     """Beside the model as the user gave it; None where none was given."""
     sign_zeros: Mapping[str, float] = field(default_factory=dict)
     """Tensors whose Sign was compiled as +1 at zero, with the share of zeros in them, where that is no accident."""
+    ruling: Ruling | None = None
+    """What float64 says of differences; None where it was not asked."""
 
     @property
     def sign_flips(self) -> int | None:
@@ -95,6 +98,8 @@ class VerificationResult:
         for layer in self.layers:
             if not layer.passed:
                 return layer.describe_failure()
+        if self.ruling is not None:
+            return self.ruling.wrong
         for checks in self.flips:
             if checks and (self.integer_only or not checks[0].plausible):
                 first = checks[0]
@@ -134,7 +139,7 @@ class VerificationResult:
         """Raise :class:`VerificationError` unless everything agrees; say what may be the cause, and the way out."""
         if self.failure is None:
             return
-        undecided = self.undecided
+        undecided = self.undecided if self.ruling is None else None
         if undecided is not None:
             raise VerificationError(
                 f"verification failed: {self.failure}; in ONNX Runtime the values that layer {undecided.layer!r} sees "
@@ -142,7 +147,12 @@ class VerificationResult:
                 "result is wrong, as in networks without trained weights; trained weights go around it, and so does "
                 "--no-verify where the outputs are not needed to agree"
             )
-        if not self.flips and not self.integer_only and all(layer.passed for layer in self.layers):
+        if (
+            self.ruling is None
+            and not self.flips
+            and not self.integer_only
+            and all(layer.passed for layer in self.layers)
+        ):
             cause = "values within rounding of a threshold may be the cause, or a bug of the compiler: please report it"
         else:
             cause = "this is a bug of the compiler, please report it"
@@ -166,6 +176,7 @@ class VerificationResult:
             "compared_with": self.compared_with,
             "own_model": None if self.own is None else self.own.to_report(),
             "sign_zeros": [SignZeroReport(tensor=name, share=share) for name, share in self.sign_zeros.items()],
+            "decided_in_float64": None if self.ruling is None else self.ruling.decided,
             "target": target,
         }
 
@@ -209,7 +220,9 @@ def verify_model(
     model = take_zero_as_plus_one(imported.onnx_model, zero_as_plus_one)
     if exact_sums:
         model = with_exact_sums(model, [layer.name for layer in layers])
-    inner = InnerTensors(compiled, model, layers, zero_as_plus_one)
+    padded = pads_of(model, zero_as_plus_one)
+    inner = InnerTensors(compiled, model, layers, [*zero_as_plus_one, *padded.values()])
+    plus = [name for name in dict.fromkeys(zero_as_plus_one) if name in inner.observed]
     own = OwnModel(original, imported.onnx_model)
     integers = float_layers == 0 and bool(layers) and all(layer.exact for layer in layers)
     beside_own = EndToEnd(integers)
@@ -223,7 +236,7 @@ def verify_model(
         values = inner.reference_values(sample.feed)
         reference_flips += inner.reference_flips(sample.feed, values)
         flips += inner.flips(sample.feed, values)
-        zeros = zeros or may_be_common(sample, [values[tensor] for tensor in inner.observed])
+        zeros = zeros or may_be_common(sample, [values[padded.get(name, name)] for name in plus])
         if index == 0:
             # One input per layer: it already is thousands of independent dot products.
             checks = inner.check_layers(values)
@@ -233,7 +246,7 @@ def verify_model(
     found = VerificationResult(
         seed, count, beside_own.integer_only, checks, beside_own.outputs(), reference_flips, tuple(flips),
         skipped=inner.skipped, compared_with=own.name, own=compare_by_kind(own, beside_own, kinds),
-        sign_zeros=count_sign_zeros(imported.onnx_model, inner.observed, samples()) if zeros else {},
+        sign_zeros=count_sign_zeros(imported.onnx_model, plus, samples()) if zeros else {},
     )  # fmt: skip
     other = _other_reference(model, original, zero_as_plus_one, exact_sums=exact_sums)
     if other is None or (found.passed and not exact_sums):
