@@ -1,6 +1,7 @@
 """Conversions of operators on integers, which TVM's converters take for floats.
 
 - ``ReduceMean``: the sum, divided towards zero, as in ONNX Runtime. TVM widens the mean to 64 bits.
+- ``Pow`` of integers: the power of doubles, cut, as in ONNX Runtime. TVM has one of floats alone, and of one type.
 - ``Sign`` of unsigned integers: the smaller of the number and 1. TVM makes a constant -1 of their type.
 """
 
@@ -41,3 +42,13 @@ def convert_unsigned_sign(_: Any, inputs: Any, __: dict[str, Any]) -> Any:
     """``Sign``; ``None`` for floats and signed integers."""
     dtype = np.dtype(str(inputs[0].ty.dtype))
     return relax.op.minimum(inputs[0], constant(np.asarray(1, dtype))) if dtype.kind == "u" else None
+
+
+def convert_mixed_power(_: Any, inputs: Any, __: dict[str, Any]) -> Any:
+    """``Pow`` with an integer in it; ``None`` for two floats of one type."""
+    base, exponent = inputs[0], inputs[1]
+    dtype, other = (np.dtype(str(operand.ty.dtype)) for operand in (base, exponent))
+    if dtype.kind == "f":
+        return None if dtype == other else relax.op.power(base, relax.op.astype(exponent, dtype.name))
+    doubles = (relax.op.astype(operand, "float64") for operand in (base, exponent))
+    return relax.op.astype(relax.op.power(*doubles), dtype.name)

@@ -19,7 +19,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from .integer_converters import convert_integer_mean, convert_unsigned_sign
+from .integer_converters import convert_integer_mean, convert_mixed_power, convert_unsigned_sign
 from .relax_constants import constant, constant_array
 from .resize_conversion import convert_resize, convert_upsample
 
@@ -188,6 +188,15 @@ def _convert_minimum(_: Any, inputs: ConverterInputs, __: dict[str, Any]) -> Any
     return functools.reduce(relax.op.minimum, inputs)
 
 
+def _convert_prelu(_: Any, inputs: ConverterInputs, __: dict[str, Any]) -> Any:
+    """``PRelu`` of a scalar, for which TVM's operator has no axis."""
+    data, slope = inputs[0], inputs[1]
+    if data.ty.shape.values:
+        return None
+    zero = relax.const(0, str(data.ty.dtype))
+    return relax.op.where(relax.op.less(data, zero), relax.op.multiply(data, slope), data)
+
+
 OWN_CONVERTERS = {
     "Clip": _convert_clip,
     "Gather": _convert_gather,
@@ -195,6 +204,8 @@ OWN_CONVERTERS = {
     "Max": _convert_maximum,
     "Min": _convert_minimum,
     "Pad": _convert_pad,
+    "Pow": convert_mixed_power,
+    "PRelu": _convert_prelu,
     "ReduceMean": convert_integer_mean,
     "Resize": convert_resize,
     "Sign": convert_unsigned_sign,

@@ -102,3 +102,25 @@ def test_signs_of_unsigned_integers(dtype: str) -> None:
     [expected] = run_onnx(model, {"x": data})
     [actual] = run_relax(import_onnx(model).module, [data])
     np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("base", ["int32", "int64", "float", "double"])
+@pytest.mark.parametrize("exponent", ["int32", "int64", "float", "double"])
+@pytest.mark.parametrize("constant", [True, False])
+def test_powers_of_any_types(base: str, exponent: str, constant: bool) -> None:
+    dtypes = {"float": "float32", "double": "float64"}
+    data = np.asarray([-3, -1, 1, 2, 5], dtypes.get(base, base))
+    powers = np.asarray([3, 2, 0, 10, 4], dtypes.get(exponent, exponent))
+    declared = f"<{exponent}[5] p = {{3, 2, 0, 10, 4}}>" if constant else ""
+    given = "" if constant else f", {exponent}[5] p"
+    model = parse(f"g ({base}[5] x{given}) => ({base}[5] y) {declared} {{ y = Pow(x, p) }}")
+    feeds = {"x": data} if constant else {"x": data, "p": powers}
+    [expected] = run_onnx(model, feeds)
+    [actual] = run_relax(import_onnx(model).module, list(feeds.values()))
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_prelu_of_a_scalar() -> None:
+    model = parse("g (float x) => (float y) <float slope = {0.5}> { y = PRelu(x, slope) }")
+    [actual] = run_relax(import_onnx(model).module, [np.asarray(-3, np.float32)])
+    np.testing.assert_array_equal(actual, np.float32(-1.5))
