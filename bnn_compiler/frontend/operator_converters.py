@@ -126,7 +126,8 @@ def _convert_split(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) 
 def _convert_slice(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -> Any:
     """``Slice`` with constant bounds (attributes before operator set 10) as a slice inside the tensor's bounds.
 
-    TVM cuts bounds to 32 bits and reads ``end = -1`` of a negative step as the last element.
+    TVM cuts bounds to 32 bits, and joins indices that fall with those of a reshape behind it to wrong ones. So what a
+    negative step gives is gathered.
     """
     data = inputs[0]
     if isinstance(data, relax.ShapeExpr | tvm.ir.GenericConst):
@@ -148,13 +149,14 @@ def _convert_slice(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) 
         slice(int(start), int(end), int(step)).indices(extent)
         for start, end, step, extent in zip(starts, ends, steps or [1] * len(axes), extents, strict=True)
     ]
-    return relax.op.strided_slice(
-        data,
-        axes,
-        [start for start, _, _ in slices],
-        [end if end >= 0 else -extent - 1 for (_, end, _), extent in zip(slices, extents, strict=True)],
-        [max(min(step, extent), -extent) for (_, _, step), extent in zip(slices, extents, strict=True)],
-    )
+    for axis, bounds in zip(axes, slices, strict=True):
+        if bounds[2] < 0:
+            data = relax.op.take(data, constant(np.arange(*bounds, dtype=np.int64)), axis, mode="clip")
+    forward = [(axis, *bounds) for axis, bounds in zip(axes, slices, strict=True) if bounds[2] > 0]
+    if not forward:
+        return data
+    axes, starts, ends, steps = (list(column) for column in zip(*forward, strict=True))
+    return relax.op.strided_slice(data, axes, starts, ends, [min(step, 2**31 - 1) for step in steps])
 
 
 def _convert_gather(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bnn_compiler.constants import op_name
+from bnn_compiler.driver import compile_model
 from bnn_compiler.errors import UnsupportedOperatorError
 from bnn_compiler.frontend import import_onnx
 
@@ -81,6 +82,23 @@ def test_slices_with_any_bounds() -> None:
     for bounds, ours, theirs in zip(cases, actual, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs, err_msg=str(bounds))
         np.testing.assert_array_equal(ours, data[slice(*bounds)], err_msg=str(bounds))
+
+
+def test_a_slice_backwards_behind_a_reshape() -> None:
+    """TVM fuses both; what it made of the falling indices read 7 elements in front of the right ones."""
+    text = """g (float[1,4,1,2,4] x) => (float[1,32] y, float[2,5] z)
+        <int64[1] last = {31}, int64[1] end = {-2147483648}, int64[1] axis = {-1}, int64[1] step = {-1},
+         int64[2] lasts = {-1, -2}, int64[2] ends = {-9, -16}, int64[2] steps = {-1, -3},
+         int64[2] axes = {0, 1}, int64[2] two = {2, -1}> {
+        f = Flatten(x)  y = Slice(f, last, end, axis, step)
+        r = Reshape(x, two)  z = Slice(r, lasts, ends, axes, steps)
+    }"""
+    model = parse(text)
+    data = np.arange(32, dtype=np.float32).reshape(1, 4, 1, 2, 4)
+    expected = run_onnx(model, {"x": data})
+    compiled = compile_model(model).run(data)
+    for ours, theirs in zip(compiled.values(), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
