@@ -32,6 +32,7 @@ EXPANDED_OPERATORS = (
     "GroupNormalization",
     "LinearAttention",
     "NegativeLogLikelihoodLoss",
+    "RMSNormalization",
     "RotaryEmbedding",
     "SoftmaxCrossEntropyLoss",
     "SwiGLU",

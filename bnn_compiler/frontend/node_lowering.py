@@ -13,7 +13,7 @@ from onnx import GraphProto, NodeProto, TensorProto
 
 from bnn_compiler.errors import UnsupportedOperatorError
 
-from .lowerings import LOWERINGS
+from .lowerings import LOWERED_FORMS, LOWERINGS
 from .node_emitter import NodeEmitter
 from .onnx_graph import ONNX_DOMAINS, all_nodes, describe_node, subgraphs, tensor_types
 
@@ -23,7 +23,10 @@ OLDEST_OPSET = 9
 
 def has_lowering(node: NodeProto) -> bool:
     """Whether the node is replaced by standard nodes."""
-    return node.op_type in LOWERINGS.get(node.domain, ())
+    if node.op_type not in LOWERINGS.get(node.domain, ()):
+        return False
+    form = None if node.domain else LOWERED_FORMS.get(node.op_type)
+    return form is None or form(node)
 
 
 def import_custom_domains(model: onnx.ModelProto) -> None:

@@ -27,6 +27,7 @@ from bnn_compiler.errors import ModelError
 
 from .branches import inline_known_branches, select_branches
 from .constant_folding import dense_initializers, fold_constants
+from .default_attributes import write_default_attributes
 from .einsum_products import rewrite_einsums
 from .empty_tensors import remove_empty_tensors
 from .explicit_padding import make_padding_explicit
@@ -65,6 +66,7 @@ def normalise(
     _drop_listed_initializers(model)  # 1
     dense_initializers(model)  # 2
     notes = fix_input_shapes(model, input_shapes, open_dimension)  # 3
+    write_default_attributes(model, opset)
     name_nodes(model)  # branches are named after their If
     _settle(model, opset)
     while select_branches(model):  # a branch may hold another

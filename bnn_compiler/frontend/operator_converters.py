@@ -19,6 +19,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from .arithmetic_converters import ARITHMETIC_CONVERTERS
 from .integer_converters import convert_integer_mean, convert_mixed_power, convert_unsigned_sign
 from .relax_constants import constant, constant_array
 from .resize_conversion import convert_resize, convert_upsample
@@ -165,7 +166,7 @@ def _convert_gather(_: Any, inputs: ConverterInputs, attributes: dict[str, Any])
     ONNX Runtime refuses to run where a computed index is out of range.
     """
     data, indices = inputs[0], inputs[1]
-    if isinstance(data, relax.ShapeExpr | tvm.ir.GenericConst) or isinstance(indices, relax.ShapeExpr):
+    if isinstance(data, relax.ShapeExpr) or isinstance(indices, relax.ShapeExpr):
         return None
     axis = int(attributes.get("axis", 0)) % len(data.ty.shape.values)
     extent = int(data.ty.shape.values[axis])
@@ -200,6 +201,7 @@ def _convert_prelu(_: Any, inputs: ConverterInputs, __: dict[str, Any]) -> Any:
 
 
 OWN_CONVERTERS = {
+    **ARITHMETIC_CONVERTERS,
     "Clip": _convert_clip,
     "Gather": _convert_gather,
     "Gemm": _convert_gemm,

@@ -14,6 +14,7 @@ from .loop_unrolling import LOOPS
 from .lowerings import LOWERINGS, STANDARD_LOWERINGS
 from .node_lowering import has_lowering
 from .onnx_graph import ONNX_DOMAINS, all_nodes, attribute_value, describe_node
+from .operator_converters import OWN_CONVERTERS
 
 _NO_TENSOR = frozenset(
     {
@@ -39,7 +40,8 @@ _RESOLVED_HERE = frozenset({"Constant", "If"}) | LOOPS
 @cache
 def supported_operators() -> frozenset[str]:
     """Operators of the standard domain that can be converted."""
-    return (frozenset(_get_convert_map()) - _NO_TENSOR) | _RESOLVED_HERE | frozenset(STANDARD_LOWERINGS)
+    converted = frozenset(_get_convert_map()) - _NO_TENSOR
+    return converted | _RESOLVED_HERE | frozenset(STANDARD_LOWERINGS) | frozenset(OWN_CONVERTERS)
 
 
 def check_operators(model: onnx.ModelProto) -> None:

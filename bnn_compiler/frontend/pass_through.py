@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import onnx
-from onnx import NodeProto, TensorProto
-
-from bnn_compiler.errors import UnsupportedOperatorError
-
-from .onnx_graph import describe_node
+from onnx import NodeProto
 
 
 def remove_pass_through(model: onnx.ModelProto) -> int:
@@ -16,20 +12,15 @@ def remove_pass_through(model: onnx.ModelProto) -> int:
     The border keeps its names: where the result is an output of the graph, the tensor gets that output's name. Only
     where it has such a name already, or is an input or a constant, the node stays, as an ``Identity``.
 
-    Raises:
-        UnsupportedOperatorError: a ``Dropout`` in training mode, or one whose mask is used.
+    A ``Dropout`` that trains, or whose mask is used, has been lowered before (``selection_operators``).
     """
     graph = model.graph
     outputs = {output.name for output in graph.output}
-    used = outputs | {name for node in graph.node for name in node.input}
-    constants = {tensor.name: tensor for tensor in graph.initializer}
     renamed: dict[str, str] = {}
     kept: list[NodeProto] = []
     for node in graph.node:
         for index, name in enumerate(node.input):
             node.input[index] = renamed.get(name, name)
-        if node.op_type == "Dropout":
-            _check_dropout(node, used, constants)
         if node.op_type not in {"Identity", "Dropout"}:
             kept.append(node)
         elif node.output[0] in outputs:
@@ -59,12 +50,3 @@ def _give_output_names(nodes: list[NodeProto], outputs: set[str]) -> list[NodePr
             for index, name in enumerate(names):
                 names[index] = renamed.get(name, name)
     return kept
-
-
-def _check_dropout(node: NodeProto, used: set[str], constants: dict[str, TensorProto]) -> None:
-    if len(node.output) > 1 and node.output[1] in used:
-        raise UnsupportedOperatorError(f"{describe_node(node)}: its mask is used, which is not supported")
-    if len(node.input) > 2 and node.input[2]:
-        mode = constants.get(node.input[2])
-        if mode is None or onnx.numpy_helper.to_array(mode).any():
-            raise UnsupportedOperatorError(f"{describe_node(node)} is in training mode, which is not supported")

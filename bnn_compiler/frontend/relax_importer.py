@@ -94,6 +94,9 @@ class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is un
             names[bindings[-1]] = names[result_of[self._graph_outputs[0]]]
         return names
 
+    def _check_for_unsupported_ops(self, graph: GraphProto) -> None:
+        """``operator_support`` has looked, and knows of the converters that are not TVM's."""
+
     def _sanitize_name(self, name: str) -> str:
         """A unique identifier that cannot collide with the names of bindings."""
         identifier = re.sub(r"\W", "_", name, flags=re.ASCII) or "input"
@@ -152,15 +155,18 @@ class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is un
     def _check_type(self, node: NodeProto, tensor: str, expression: Any) -> None:
         """A converter that computes another shape or type than ONNX infers does not know this form of its operator."""
         declared, computed = self._types.get(tensor), getattr(expression, "ty", None)
-        if (
-            declared is None
-            or not isinstance(computed, relax.TensorType)
-            or not isinstance(computed.shape, relax.ShapeExpr)
-        ):
+        if declared is None or not isinstance(computed, relax.TensorType):
             return
         shape, dtype = static_shape(declared), TENSOR_DTYPES.get(declared.tensor_type.elem_type)
-        extents = [extent for extent in computed.shape.values if isinstance(extent, tirx.IntImm)]
-        if shape is None or len(extents) < len(computed.shape.values):
+        known = isinstance(computed.shape, relax.ShapeExpr)
+        extents = [extent for extent in computed.shape.values if isinstance(extent, tirx.IntImm)] if known else []
+        if not known or len(extents) < len(computed.shape.values):
+            # Shape inference believes what the file declares of an output.
+            raise UnsupportedOperatorError(
+                f"{describe_node(node)}: the shape of its output {tensor!r} depends on data, which is not supported: "
+                "shapes must be constant"
+            )
+        if shape is None:
             return
         found = tuple(int(extent) for extent in extents)
         if (found, str(computed.dtype)) != (shape, dtype):

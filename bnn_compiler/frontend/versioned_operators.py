@@ -40,3 +40,18 @@ def emit_split(emit: NodeEmitter, data: str, axis: int, sizes: Sequence[int]) ->
 def emit_reshape(emit: NodeEmitter, data: str, shape: Sequence[int]) -> str:
     """``data`` in another shape."""
     return emit("Reshape", data, emit.integers(shape))
+
+
+def emit_reduce(emit: NodeEmitter, operator: str, data: str, axes: Sequence[int]) -> str:
+    """A reduction over these axes, which stay with size 1."""
+    if emit.opset < (13 if operator == "ReduceSum" else 18):
+        return emit(operator, data, axes=list(axes), keepdims=1)
+    return emit(operator, data, emit.integers(axes), keepdims=1)
+
+
+def emit_pad_end(emit: NodeEmitter, data: str, amounts: Sequence[int]) -> str:
+    """``data`` with zeros behind its last element along each axis."""
+    pads = [*([0] * len(amounts)), *amounts]
+    if emit.opset < 11:
+        return emit("Pad", data, pads=pads)
+    return emit("Pad", data, emit.integers(pads))
