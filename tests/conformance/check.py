@@ -148,12 +148,17 @@ def _judge_network(
 
 
 def _run(compiled: Any, feed: dict[str, Array], threads: int) -> dict[str, Array]:
-    """In a thread of its own where it takes several: a thread keeps the pool of its first run."""
+    """In one thread for each number of them: a thread keeps the pool of its first run, for as long as the process."""
     compiled.model.set_num_threads(threads)
     if threads == 1:
         return dict(compiled.run(feed))
-    with ThreadPoolExecutor(1) as fresh:
-        return dict(fresh.submit(compiled.run, feed).result())
+    if threads not in _CALLERS:
+        _CALLERS[threads] = ThreadPoolExecutor(1)
+    return dict(_CALLERS[threads].submit(compiled.run, feed).result())
+
+
+_CALLERS: dict[int, ThreadPoolExecutor] = {}
+"""By number of threads: TVM never ends a pool, and its workers spin."""
 
 
 def _judge_refusal(case: Case, judge: Judge, feeds: dict[str, dict[str, Array]], error: BnncError) -> Result:
