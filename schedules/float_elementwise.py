@@ -25,6 +25,8 @@ Block = Any
 # Annotation of a loop to be cut into vectors of that many lanes.
 _VECTORIZE_ATTR = "bnnc.vectorize"
 _SPATIAL = tirx.IterVar.DataPar
+_LARGEST_EXPRESSION = 4096
+"""Nodes. TVM's simplifier takes milliseconds for so many, and seconds for a hundred thousand."""
 
 
 def schedule_elementwise(function: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
@@ -53,12 +55,13 @@ def _inline(schedule: Schedule) -> None:
 
     First each producer is substituted into its consumers; then consumers of a kernel's epilogue block move into it.
     A block that cannot be inlined (a reduction, a result) stays, and so does an epilogue: it reads scratch that the
-    next iteration overwrites.
+    next iteration overwrites. So does one whose consumers would grow beyond ``_LARGEST_EXPRESSION``: one that reads
+    its operand twice holds it twice, and a row of those doubles at each.
     """
     blocks = _blocks(schedule)
     epilogues = [block for block in blocks if _is_epilogue(schedule, block)]
     for block in blocks:
-        if not _is_epilogue(schedule, block):
+        if not _is_epilogue(schedule, block) and _size_if_inlined(schedule, block) <= _LARGEST_EXPRESSION:
             _attempt(schedule.compute_inline, block)
     for epilogue in epilogues:
         while consumers := schedule.get_consumers(epilogue):
@@ -66,6 +69,31 @@ def _inline(schedule: Schedule) -> None:
                 break
             if not _attempt(schedule.reverse_compute_inline, consumers[0]):
                 break
+
+
+def _size_if_inlined(schedule: Schedule, producer: Block) -> int:
+    """Expressions in the largest consumer of ``producer`` once each of its reads there is what the producer stores."""
+    stored = schedule.get(producer)
+    buffers = [write.source for write in stored.writes]
+    size, largest = _count_expressions(stored.body, ())[0], 0
+    for consumer in schedule.get_consumers(producer):
+        own, reads = _count_expressions(schedule.get(consumer).body, buffers)
+        largest = max(largest, own + reads * size)
+    return largest
+
+
+def _count_expressions(body: Any, buffers: Sequence[Any]) -> tuple[int, int]:
+    """Nodes of a statement, and how many of them read one of ``buffers``."""
+    count = reads = 0
+
+    def visit(node: Any) -> None:
+        nonlocal count, reads
+        count += 1
+        if isinstance(node, TensorLoad) and any(node.source.same_as(buffer) for buffer in buffers):
+            reads += 1
+
+    tvm_ffi.structural_walk(body, visit)
+    return count, reads
 
 
 def _same_elements(schedule: Schedule, producer: Block, consumer: Block) -> bool:
