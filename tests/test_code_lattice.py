@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -68,3 +69,9 @@ def test_every_lattice_is_found(start: int, codes: set[int], unit: float, zero_p
         assert [Fraction(value) for value in back] == [Fraction(value) for value in values]
     if found.zero_code is not None:
         assert found.unit * (found.zero_code - found.zero) + found.offset == 0
+
+
+@pytest.mark.parametrize("values", [(-1.0, math.nan), (math.nan, 1.0), (0.0, math.inf), (-1.7e308, 0.0, 1.7e308)])
+def test_values_that_have_no_step(values: tuple[float, ...]) -> None:
+    """0/0 is among the values of a quotient; NaN sorts anywhere."""
+    assert fit_codes(values, zero_padded=False) is None

@@ -1,8 +1,9 @@
 """Tensors without elements, which functions of ONNX leave behind (an embedding that rotates all of a head, keeps 0).
 
-1. ``Split`` loses the results that have no elements, and ``Concat`` such operands.
+1. ``Split`` loses the results that have no elements, and ``Concat`` such operands; to scatter none changes nothing.
 2. A node of which no result has elements computes nothing: its results are constants, results of the graph, too.
-3. But windows that are larger than the image are a mistake, which is refused later.
+3. Inputs of the graph without elements are constants to its nodes; they stay inputs.
+4. But windows that are larger than the image are a mistake, which is refused later.
 """
 
 from __future__ import annotations
@@ -13,9 +14,21 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TypeProto, numpy_helper
 
-from .onnx_graph import TENSOR_DTYPES, static_shape, tensor_types
+from .onnx_graph import TENSOR_DTYPES, all_nodes, static_shape, tensor_types
 
 _WINDOWED = frozenset({"AveragePool", "Conv", "LpPool", "MaxPool"})
+
+
+def replace_empty_inputs(model: onnx.ModelProto) -> int:
+    """Rule 3, in place; the number of inputs. All shapes of inputs must be known."""
+    empty = [info for info in model.graph.input if _is_empty(info.type)]
+    for info in empty:
+        name = f"{info.name}/empty"
+        array = np.zeros(static_shape(info.type) or (0,), TENSOR_DTYPES[info.type.tensor_type.elem_type])
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+        for node in all_nodes(model.graph):
+            node.input[:] = [name if given == info.name else given for given in node.input]
+    return len(empty)
 
 
 def remove_empty_tensors(model: onnx.ModelProto) -> int:
@@ -33,13 +46,13 @@ def remove_empty_tensors(model: onnx.ModelProto) -> int:
         outputs = [name for name in node.output if name]
         gone = [name for name in outputs if name in empty]
         mistaken = node.op_type in _WINDOWED and not any(name in empty for name in node.input)
-        if outputs and len(gone) == len(outputs) and not mistaken:  # 2, 3
+        if outputs and len(gone) == len(outputs) and not mistaken:  # 2, 4
             changed += 1
         elif node.op_type == "Split" and gone and _shorten_split(node, set(gone), types, constants, model):
             changed += 1
             kept.append(node)
         else:
-            changed += _shorten_concat(node, empty)
+            changed += _shorten_concat(node, empty) or _skip_scatter(node, empty)
             kept.append(node)
             continue
         for name in gone:
@@ -68,6 +81,16 @@ def _shorten_concat(node: NodeProto, empty: set[str]) -> bool:
     if len(inputs) == 1:
         node.op_type = "Identity"
         node.ClearField("attribute")
+    return True
+
+
+def _skip_scatter(node: NodeProto, empty: set[str]) -> bool:
+    """Rule 1."""
+    if node.op_type not in {"Scatter", "ScatterElements", "ScatterND"} or node.input[1] not in empty:
+        return False
+    node.op_type = "Identity"
+    del node.input[1:]
+    node.ClearField("attribute")
     return True
 
 

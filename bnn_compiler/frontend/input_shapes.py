@@ -87,12 +87,10 @@ def _declared(info: ValueInfoProto, given: tuple[int, ...] | None) -> _Dimension
         )
     dimensions: _Dimensions = []
     for dim in tensor_type.shape.dim:
-        if dim.HasField("dim_value") and dim.dim_value == 0:
-            raise ModelError(f"input {info.name!r} has a dimension of 0: give a shape with elements")
         if dim.dim_value < -1:
             raise ModelError(f"input {info.name!r} has the negative dimension {dim.dim_value}")
         # Some exporters write -1 for a dimension that is not known.
-        known = dim.HasField("dim_value") and dim.dim_value > 0
+        known = dim.HasField("dim_value") and dim.dim_value >= 0
         dimensions.append(dim.dim_value if known else dim.dim_param or None)
     return dimensions
 
@@ -105,7 +103,7 @@ def _apply(name: str, dimensions: _Dimensions, shape: tuple[int, ...], symbols: 
             f"but the model's is {_show(dimensions)}"
         )
     for axis, (given, found) in enumerate(zip(shape, dimensions, strict=True)):
-        if given < 1:
+        if given < 1 and given != found:
             raise UsageError(f"the shape {_show(list(shape))} given for input {name!r} has a dimension below 1")
         expected = symbols.get(found, given) if isinstance(found, str) else given if found is None else found
         if given != expected:

@@ -29,7 +29,7 @@ from .branches import inline_known_branches, select_branches
 from .constant_folding import dense_initializers, fold_constants
 from .default_attributes import write_default_attributes
 from .einsum_products import rewrite_einsums
-from .empty_tensors import remove_empty_tensors
+from .empty_tensors import remove_empty_tensors, replace_empty_inputs
 from .explicit_padding import make_padding_explicit
 from .float_codes import fold_code_casts
 from .input_shapes import fix_input_shapes
@@ -67,6 +67,7 @@ def normalise(
     dense_initializers(model)  # 2
     notes = fix_input_shapes(model, input_shapes, open_dimension)  # 3
     write_default_attributes(model, opset)
+    replace_empty_inputs(model)
     name_nodes(model)  # branches are named after their If
     _settle(model, opset)
     while select_branches(model):  # a branch may hold another

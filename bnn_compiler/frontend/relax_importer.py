@@ -40,7 +40,9 @@ def import_graph(model: onnx.ModelProto, opset: int) -> tvm.IRModule:
         UnsupportedOperatorError: a converter refuses a form of its operator; the message names the node.
         ModelError: the assembled function is not well-formed.
     """
-    importer = _GraphImporter()
+    # Without these, TVM takes a dimension of 0 as an unknown one.
+    shapes = {info.name: static_shape(info.type) for info in model.graph.input}
+    importer = _GraphImporter({name: list(shape) for name, shape in shapes.items() if shape is not None})
     with warnings.catch_warnings():
         # The converters' warnings are about names and performance; what matters is said in our own words.
         warnings.simplefilter("ignore")
@@ -60,8 +62,8 @@ def import_graph(model: onnx.ModelProto, opset: int) -> tvm.IRModule:
 class _GraphImporter(ONNXGraphImporter):  # type: ignore[misc]  # the base is untyped
     """TVM's importer with every node's results bound, and the bindings remembered."""
 
-    def __init__(self) -> None:
-        super().__init__(shape_dict={}, dtype_dict={})
+    def __init__(self, input_shapes: dict[str, list[int]]) -> None:
+        super().__init__(shape_dict=input_shapes, dtype_dict={})
         self._results: list[tuple[NodeProto, list[tuple[str, str]]]] = []
         self._graph_outputs: list[str] = []
         self._types: dict[str, TypeProto] = {}

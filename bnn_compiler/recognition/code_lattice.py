@@ -13,6 +13,7 @@ weights' α do: exporters write 1/3 and 2/3 as floats.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -52,11 +53,13 @@ class CodeLattice:
 
 
 def fit_codes(values: Sequence[float], *, zero_padded: bool) -> CodeLattice | None:
-    """The codes of ascending ``values``, or None if they need more than four bits.
+    """The codes of ascending ``values``, or None if they need more than four bits or are not all finite.
 
     With ``zero_padded`` a finer lattice that fits 0, too, is taken where that is needed.
     """
     low, high = values[0], values[-1]
+    if not all(map(math.isfinite, (*values, high - low))):
+        return None
     tolerance = _TOLERANCE * max(abs(low), abs(high))
     for top in range(len(values) - 1, MOST_CODE + 1):
         step = (high - low) / top

@@ -31,6 +31,15 @@ GRAPHS = {
         c = Constant<value = int64[0,1] {}>()
         w = Pad(a, amounts)
     }""",
+    "inputs without elements": """g (float[0,3] a, float[1,3] b, int64[2,0] c)
+        => (float[0,3] y, float[3] z, float[1,3] w, int64[2,0] c) <int64[1] axis = {0}> {
+        y = Relu(a)  z = ReduceSum<keepdims = 0>(a, axis)  w = Concat<axis = 0>(a, b)
+    }""",
+    "images without a batch": """g (float[0,2,4,4] a, float[1] b) => (float[0,3,2,2] y, float[1] z)
+        <float[3,2,3,3] w = {1,-1,1,1,-1,1,1,-1,1,1,-1,1,1,-1,1,1,-1,1,1,-1,1,1,-1,1,1,-1,1,
+                             1,-1,1,1,-1,1,1,-1,1,1,-1,1,1,-1,1,1,-1,1,1,-1,1,1,-1,1,1,-1,1}> {
+        s = Sign(a)  y = Conv(s, w)  z = Neg(b)
+    }""",
     "constants": """g (float[2] a) => (float[2] y, float[3] c, float[3] d) <float[3] k = {1, 2, 3}> {
         y = Neg(a)  c = Identity(k)  d = Identity(k)
     }""",
