@@ -1,5 +1,7 @@
 """``auto_pad`` of convolutions as explicit ``pads``; :mod:`bnn_compiler.frontend.pool_windows` has that of pools.
 
+Transposed convolutions crop instead, and have a module of their own (:mod:`bnn_compiler.frontend.transposed_windows`).
+
 ONNX's rule, per spatial axis: the output has ``ceil(input / stride)`` positions, so the total padding is
 
     total = max((output - 1) * stride + (kernel - 1) * dilation + 1 - input, 0)
@@ -26,7 +28,7 @@ def make_padding_explicit(model: onnx.ModelProto) -> int:
 
     Raises:
         ModelError: ``auto_pad`` has an unknown value.
-        UnsupportedOperatorError: ``auto_pad`` on a transposed convolution.
+        UnsupportedOperatorError: ``auto_pad`` on another operator, or on data of unknown shape.
     """
     shapes = {name: static_shape(type_proto) for name, type_proto in tensor_types(model.graph).items()}
     shapes.update({tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer})

@@ -42,6 +42,7 @@ from .operator_check import check_operands
 from .pass_through import remove_pass_through
 from .pool_windows import make_pool_windows_explicit, pad_overhanging_pools
 from .shape_inference import infer_shapes, require_compiled_types
+from .transposed_windows import make_crops_explicit
 
 MAX_VISITS = 1_000_000
 """Of nodes, over all rounds of inference and folding. A round settles at least one computed shape, of which networks
@@ -92,6 +93,7 @@ def _settle(model: onnx.ModelProto, opset: int) -> None:
     while visits <= MAX_VISITS:
         visits += len(model.graph.node)
         make_pool_windows_explicit(model, opset)
+        make_crops_explicit(model)
         infer_shapes(model)
         check_memory(model)
         # All in each round: one often makes another possible.

@@ -23,6 +23,7 @@ from .arithmetic_converters import ARITHMETIC_CONVERTERS
 from .integer_converters import convert_integer_mean, convert_mixed_power, convert_unsigned_sign
 from .relax_constants import constant, constant_array
 from .resize_conversion import convert_resize, convert_upsample
+from .transposed_convolution import convert_conv_transpose
 
 
 class ConverterInputs(list[Any]):
@@ -203,6 +204,7 @@ def _convert_prelu(_: Any, inputs: ConverterInputs, __: dict[str, Any]) -> Any:
 OWN_CONVERTERS = {
     **ARITHMETIC_CONVERTERS,
     "Clip": _convert_clip,
+    "ConvTranspose": convert_conv_transpose,
     "Gather": _convert_gather,
     "Gemm": _convert_gemm,
     "Max": _convert_maximum,
