@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import PurePath
 from types import MappingProxyType
 
@@ -15,6 +16,7 @@ from .few_bit_types import widen_few_bit_types
 from .graph_check import check_graph, standard_opset
 from .half_precision import widen_half_precision
 from .imported_model import ImportedModel
+from .index_limits import index_limits
 from .local_functions import inline_local_functions
 from .model_file import Source, load_model, source_name
 from .normalisation import normalise
@@ -69,11 +71,12 @@ def _import(
     widen_few_bit_types(model)
     notes += widen_half_precision(model)
     choices = normalise(model, opset, input_shapes, open_dimension)
+    limits = index_limits(model)
     return ImportedModel(
         name=name,
         module=import_graph(model, opset),
         onnx_model=model,
-        inputs=tuple(_spec(info) for info in model.graph.input),
+        inputs=tuple(replace(_spec(info), limit=limits.get(info.name)) for info in model.graph.input),
         outputs=tuple(_spec(info) for info in model.graph.output),
         notes=(*notes, *choices),
     )

@@ -63,7 +63,7 @@ def expand_function(node: NodeProto, emit: NodeEmitter) -> str | None:
     names = {name for name in (*node.input, *node.output) if name}
     for index, inner in enumerate(_inlined(call, function, emit.opset)):
         _rename(inner, names, f"{outputs[0]}/")
-        inner.name = node.name if outputs[0] in inner.output else f"{outputs[0]}/{inner.op_type}_{index}"
+        inner.name = node.name if outputs[0] in inner.output else f"{node.name or outputs[0]}/{inner.op_type}_{index}"
         emit.nodes.append(inner)
     return None
 

@@ -2,6 +2,7 @@
 
 - ``ReduceMean``: the sum, divided towards zero, as in ONNX Runtime. TVM widens the mean to 64 bits.
 - ``Pow`` of integers: the power of doubles, cut, as in ONNX Runtime. TVM has one of floats alone, and of one type.
+- ``ReduceMax`` and ``ReduceMin`` of booleans: of 0 and 1. TVM has no largest boolean.
 - ``Sign`` of unsigned integers: the smaller of the number and 1. TVM makes a constant -1 of their type.
 """
 
@@ -36,6 +37,29 @@ def convert_integer_mean(_: Any, inputs: Any, attributes: dict[str, Any]) -> Any
         return None
     total = relax.op.sum(data, axes, bool(attributes.get("keepdims", 1)))
     return relax.op.divide(total, constant(np.asarray(count, str(data.ty.dtype))))
+
+
+def convert_boolean_maximum(_: Any, inputs: Any, attributes: dict[str, Any]) -> Any:
+    """``ReduceMax``; ``None`` for numbers."""
+    return _reduce_booleans(relax.op.max, inputs, attributes)
+
+
+def convert_boolean_minimum(_: Any, inputs: Any, attributes: dict[str, Any]) -> Any:
+    """``ReduceMin``; ``None`` for numbers."""
+    return _reduce_booleans(relax.op.min, inputs, attributes)
+
+
+def _reduce_booleans(reduce: Any, inputs: Any, attributes: dict[str, Any]) -> Any:
+    data = inputs[0]
+    given = constant_array(inputs[1])
+    if str(data.ty.dtype) != "bool" or (inputs[1] is not None and given is None):
+        return None
+    axes = list(attributes.get("axes", ())) if given is None else given.reshape(-1).tolist()
+    if not axes and attributes.get("noop_with_empty_axes", 0):
+        return data
+    numbers = relax.op.astype(data, "uint8")
+    reduced = reduce(numbers, [int(axis) for axis in axes] or None, bool(attributes.get("keepdims", 1)))
+    return relax.op.astype(reduced, "bool")
 
 
 def convert_unsigned_sign(_: Any, inputs: Any, __: dict[str, Any]) -> Any:

@@ -3,8 +3,8 @@
 ``LpNormalization(x)``
     x / |x|, |x| the 1- or 2-norm along an axis; 0 where |x| is 0, as in ONNX Runtime.
 ``MeanVarianceNormalization(x)``
-    d / (sqrt(mean(d²)) + 10^-9) with d = x - mean(x). ONNX's own function takes mean(x²) - mean(x)², which loses all
-    digits where the mean is large.
+    d / sqrt(mean(d²)) with d = x - mean(x), NaN where all x are equal, as in ONNX Runtime. ONNX's own function adds
+    10^-9 to the root, and takes mean(x²) - mean(x)², which loses all digits where the mean is large.
 ``LayerNormalization(x, scale, bias)`` of which the mean or the inverse deviation is used
     i = 1 / sqrt(mean(d²) + epsilon), results d * i * scale + bias, the mean, i. Without them one operator of Relax.
 """
@@ -43,7 +43,7 @@ def _lower_mean_variance_normalization(node: NodeProto, emit: NodeEmitter) -> st
     if rank is None:
         return "the rank of its input is not known"
     centred, variance, _ = _centred(emit, data, [axis % rank for axis in axes])
-    emit.result("Div", centred, emit("Add", emit("Sqrt", variance), emit.scalar(1e-9)))
+    emit.result("Div", centred, emit("Sqrt", variance))
     return None
 
 

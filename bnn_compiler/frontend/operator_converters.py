@@ -20,7 +20,13 @@ import tvm
 from tvm import relax
 
 from .arithmetic_converters import ARITHMETIC_CONVERTERS
-from .integer_converters import convert_integer_mean, convert_mixed_power, convert_unsigned_sign
+from .integer_converters import (
+    convert_boolean_maximum,
+    convert_boolean_minimum,
+    convert_integer_mean,
+    convert_mixed_power,
+    convert_unsigned_sign,
+)
 from .relax_constants import constant, constant_array
 from .resize_conversion import convert_resize, convert_upsample
 from .transposed_convolution import convert_conv_transpose
@@ -212,7 +218,9 @@ OWN_CONVERTERS = {
     "Pad": _convert_pad,
     "Pow": convert_mixed_power,
     "PRelu": _convert_prelu,
+    "ReduceMax": convert_boolean_maximum,
     "ReduceMean": convert_integer_mean,
+    "ReduceMin": convert_boolean_minimum,
     "Resize": convert_resize,
     "Sign": convert_unsigned_sign,
     "Slice": _convert_slice,

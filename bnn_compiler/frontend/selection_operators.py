@@ -11,6 +11,8 @@
     update has such a position, and keeps its value elsewhere.
 ``SpaceToDepth`` in mode CRD
     A transpose between two reshapes, with the block behind the channels and not before them.
+``NonZero``, ``Unique``, ``NonMaxSuppression``
+    Nothing: constants of them are folded before.
 ``Dropout`` of which the mask is used
     Nothing is dropped: x, and a mask that is true.
 """
@@ -127,12 +129,19 @@ def uses_mask(node: NodeProto) -> bool:
     return any(node.output[1:]) or (len(node.input) > 2 and bool(node.input[2]))
 
 
+def _refuse_dynamic(_: NodeProto, __: NodeEmitter) -> str | None:
+    return "the shape of its output depends on data, which is not supported: shapes must be constant"
+
+
 SELECTION_LOWERINGS: Mapping[str, Lowering] = {
     "Compress": _lower_compress,
     "Dropout": _lower_dropout,
     "EyeLike": _lower_eye_like,
+    "NonMaxSuppression": _refuse_dynamic,
+    "NonZero": _refuse_dynamic,
     "OneHot": _lower_one_hot,
     "SpaceToDepth": _lower_space_to_depth,
     "TensorScatter": _lower_tensor_scatter,
+    "Unique": _refuse_dynamic,
 }
 """By operator."""

@@ -161,7 +161,8 @@ def sample_feeds(inputs: Sequence[TensorSpec], seed: int, index: int) -> dict[st
     """Random input ``index``: the same for the same seed and specification.
 
     Float inputs alternate between what networks are trained on: N(0, 1) clipped to [-3, 3] (normalised images) and
-    uniform in [0, 1) (raw images). Integer inputs cover 0 to 255 or the type's own smaller range; booleans are fair.
+    uniform in [0, 1) (raw images). Integer inputs cover 0 to 255 or the type's own smaller range, indices no more than
+    what they index; booleans are fair.
     """
     generator = np.random.default_rng((seed, index))
     return {spec.name: _sample(spec, generator, index) for spec in inputs}
@@ -175,7 +176,7 @@ def _sample(spec: TensorSpec, generator: np.random.Generator, index: int) -> Arr
         return np.asarray(values, dtype, order="C")
     if dtype.kind == "b":
         return np.asarray(generator.random(spec.shape) < 0.5)
-    top = min(255, np.iinfo(dtype).max)
+    top = min(255, np.iinfo(dtype).max, spec.limit - 1 if spec.limit else 255)
     return generator.integers(0, top, spec.shape, dtype, endpoint=True)
 
 

@@ -26,7 +26,7 @@ _Arrays = Sequence[np.ndarray[Any, Any]]
 _LEAKED = re.compile(r"\b(KeyError|TypeError|AttributeError|IndexError|AssertionError|InternalError|TVMError): ")
 """A refusal that passes on what went wrong inside says nothing to a user."""
 
-_ABOUT_THE_MODEL = ("the ONNX operator set", "the model has no inputs")
+_ABOUT_THE_MODEL = ("the ONNX operator set", "the model has no inputs", "none of the model's outputs")
 """Refusals that are of no single operator."""
 
 _BUG = "this is a bug of the compiler"

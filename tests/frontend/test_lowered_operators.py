@@ -244,3 +244,27 @@ def test_space_to_depth_with_channels_first() -> None:
     [actual] = run_relax(import_onnx(model).module, [data])
     wanted = data.reshape(2, 3, 2, 2, 3, 2).transpose(0, 1, 3, 5, 2, 4).reshape(2, 12, 2, 3)
     np.testing.assert_array_equal(actual, wanted)
+
+
+@pytest.mark.parametrize("operator", ["ReduceMax", "ReduceMin"])
+@pytest.mark.parametrize("axes", [True, False])
+def test_reductions_of_booleans(operator: str, axes: bool) -> None:
+    data = np.asarray([[True, False, True], [True, False, False]])
+    given = "<int64[1] axes = {0}>" if axes else ""
+    call = f"{operator}<keepdims = 0>(x{', axes' if axes else ''})"
+    _compare(f"g (bool[2,3] x) => (bool y) {given} {{ y = {call} }}", 20, [data])
+
+
+def test_equal_numbers_have_no_variance() -> None:
+    _compare(
+        "g (float[2,3] x) => (float y) { y = MeanVarianceNormalization<axes = [1]>(x) }",
+        13,
+        [np.ones((2, 3), np.float32)],
+    )
+
+
+@pytest.mark.parametrize("call", ["NonZero(x)", "Unique(x)"])
+def test_shapes_that_depend_on_data(call: str) -> None:
+    kind = "int64" if "NonZero" in call else "float"
+    with pytest.raises(UnsupportedOperatorError, match="the shape of its output depends on data"):
+        import_onnx(parse(f"g (float[4] x) => ({kind}[n] y) {{ y = {call} }}", opset=13))
