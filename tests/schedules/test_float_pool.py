@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tvm import relax
 
 from bnn_compiler.schedules.float_pool import average_weights
 from bnn_compiler.schedules.geometry import ConvGeometry
-from tests.schedules.float_harness import EPSILON, FLOAT_CPUS, Layer, node, normal
+from bnn_compiler.target import parse_target
+from tests.schedules.float_harness import EPSILON, FLOAT_CPUS, FOREIGN_TARGETS, Layer, node, normal
 
 WINDOWS: list[dict[str, Any]] = [
     {"kernel_shape": [2, 2], "strides": [2, 2]},
@@ -53,6 +55,23 @@ def test_average_pool_of_a_whole_map() -> None:
 def test_one_dimension(op: str) -> None:
     layer = Layer((node(op, "x", kernel_shape=[3], strides=[2], pads=[1, 0]),), normal((2, 3, 25)), {})
     np.testing.assert_allclose(layer.run(FLOAT_CPUS[0]), layer.reference(), rtol=0, atol=5 * EPSILON)
+
+
+@pytest.mark.parametrize("cpu", FLOAT_CPUS)
+@pytest.mark.parametrize("size", [(2, 2), (2, 3), (3, 2), (1, 4), (5, 7)])
+def test_a_row_of_few_windows(size: tuple[int, int], cpu: str) -> None:
+    """The last map of VGG16 is 2x2: one window, less than a vector of any target."""
+    kernel = [min(2, extent) for extent in size]
+    layer = Layer((node("MaxPool", "x", kernel_shape=kernel, strides=[2, 2]),), normal((1, 3, *size)), {})
+    assert np.array_equal(layer.run(cpu), layer.reference())
+
+
+@pytest.mark.parametrize("text", FOREIGN_TARGETS)
+@pytest.mark.parametrize("size", [(2, 2), (4, 5)])
+def test_a_row_of_few_windows_elsewhere(size: tuple[int, int], text: str) -> None:
+    layer = Layer((node("MaxPool", "x", kernel_shape=[2, 2], strides=[2, 2]),), normal((1, 3, *size)), {})
+    target = parse_target(text).tvm_target
+    assert relax.build(layer.lowered(target), target).mod.imports
 
 
 def test_average_weights_in_ceil_mode() -> None:
