@@ -145,7 +145,6 @@ def require_compiled_types(model: onnx.ModelProto) -> None:
     Raises:
         UnsupportedOperatorError: a result is no dense tensor or of another element type, has no elements, or its shape
             depends on the data.
-        ModelError: no output of the graph has elements.
     """
     types = tensor_types(model.graph)
     for tensor in model.graph.initializer:
@@ -167,8 +166,6 @@ def require_compiled_types(model: onnx.ModelProto) -> None:
                 )
             if 0 in (static_shape(found) or ()):
                 raise UnsupportedOperatorError(f"{describe_node(node)}: its output {name!r} has no elements")
-    if all(0 in (static_shape(output.type) or ()) for output in model.graph.output):
-        raise ModelError("none of the model's outputs has an element, so that there is nothing to compute")
 
 
 def _missing_shape(node: onnx.NodeProto, name: str, types: Mapping[str, onnx.TypeProto]) -> str:

@@ -31,6 +31,8 @@ GRAPHS = {
         c = Constant<value = int64[0,1] {}>()
         w = Pad(a, amounts)
     }""",
+    "no output has elements": """g (float16[1,1] a, float[0,3] b) => (float16[1,0] y, float[0,3] z)
+        <int64[1] nothing = {0}, int64[1] axis = {1}> { y = Slice(a, nothing, nothing, axis)  z = Relu(b) }""",
     "inputs without elements": """g (float[0,3] a, float[1,3] b, int64[2,0] c)
         => (float[0,3] y, float[3] z, float[1,3] w, int64[2,0] c) <int64[1] axis = {0}> {
         y = Relu(a)  z = ReduceSum<keepdims = 0>(a, axis)  w = Concat<axis = 0>(a, b)
