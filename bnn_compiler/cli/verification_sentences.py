@@ -49,11 +49,10 @@ def _describe_comparison(verification: VerificationReport) -> str:
 
 
 def _own_differences(verification: VerificationReport, own: OwnModelReport) -> str:
-    flips = verification["sign_flips"]
-    near = f"after {flips:,} signs" if flips else "after values"
+    near = "after values within rounding of a threshold, where neither result is wrong"
     reason = {
-        "model": f"{near} within rounding of a threshold, where neither result is wrong",
-        "standard_form": f"{near} within rounding of a threshold, where neither result is wrong",
+        "model": near,
+        "standard_form": near,
         "sign_zero_plus": "where Sign(0) is taken as +1 (--sign-zero exact keeps ONNX's 0)",
         "single_precision": "where ONNX Runtime rounds to half precision",
         "exact_sums": "where sums of ±α cancel and ONNX Runtime's rounding decides the sign",
@@ -116,5 +115,8 @@ def _checked(verification: VerificationReport) -> str:
         else:
             parts.append(f"{output['name']} within {error:.2g} (tolerance {tolerance:.2g})")
     if verification["sign_flips"]:
-        parts.append(f"{verification['sign_flips']:,} signs otherwise, within rounding of their thresholds")
+        parts.append(f"{verification['sign_flips']:,} signs otherwise, by rounding and in what follows from it")
+    if verification["decided_in_float64"] is not None:
+        decided = verification["decided_in_float64"]
+        parts.append(f"float64 has {decided:,} signs and codes within float32's error of a threshold")
     return ", ".join(parts)
