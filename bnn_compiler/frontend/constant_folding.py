@@ -14,6 +14,7 @@ that the reference would compute at run time. Where it has no kernel for the nod
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -124,7 +125,7 @@ def _fold_node(
         return None
     if not _is_bounded(node, constants, types, budget):  # condition 3
         return None
-    return _evaluate(model, node, constants)
+    return evaluate_node(model, node, constants)
 
 
 def _constant_value(node: NodeProto) -> list[_Array]:
@@ -181,8 +182,8 @@ def _is_bounded(node: NodeProto, constants: dict[str, TensorProto], types: dict[
     return node.op_type not in _NOT_LINEAR or read + written <= MAX_CONTRACTED_BYTES
 
 
-def _evaluate(model: onnx.ModelProto, node: NodeProto, constants: dict[str, TensorProto]) -> list[_Array] | None:
-    """Run one node in ONNX Runtime; ``None`` where it cannot."""
+def evaluate_node(model: onnx.ModelProto, node: NodeProto, constants: Mapping[str, TensorProto]) -> list[_Array] | None:
+    """Run one node in ONNX Runtime; ``None`` where it cannot. Of ``model`` only the versions are read."""
     feeds = {name: numpy_helper.to_array(constants[name]) for name in node.input if name}
     outputs = [name for name in node.output if name]
     graph = GraphProto(name="constant", node=[node])

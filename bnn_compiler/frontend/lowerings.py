@@ -9,9 +9,11 @@ from onnx import NodeProto
 from .custom_operators import CUSTOM_LOWERINGS
 from .determinants import DETERMINANT_LOWERINGS
 from .function_expansion import FUNCTION_LOWERINGS
+from .microsoft_operators import MICROSOFT_LOWERINGS
 from .node_emitter import Lowering
 from .normalisation_operators import NORMALISATION_LOWERINGS, uses_statistics
 from .quantisation_operators import QUANTISATION_LOWERINGS
+from .quantised_products import PRODUCT_LOWERINGS
 from .recurrent_operators import RECURRENT_LOWERINGS
 from .selection_operators import SELECTION_LOWERINGS, puts_channels_first, uses_mask
 from .signal_operators import SIGNAL_LOWERINGS
@@ -21,6 +23,7 @@ STANDARD_LOWERINGS: Mapping[str, Lowering] = {
     **DETERMINANT_LOWERINGS,
     **FUNCTION_LOWERINGS,
     **NORMALISATION_LOWERINGS,
+    **PRODUCT_LOWERINGS,
     **QUANTISATION_LOWERINGS,
     **RECURRENT_LOWERINGS,
     **SELECTION_LOWERINGS,
@@ -29,7 +32,11 @@ STANDARD_LOWERINGS: Mapping[str, Lowering] = {
 }
 """Operators of the standard domain that become simpler ones of it, whatever TVM's importer makes of them."""
 
-LOWERINGS: Mapping[str, Mapping[str, Lowering]] = {**CUSTOM_LOWERINGS, "": STANDARD_LOWERINGS}
+LOWERINGS: Mapping[str, Mapping[str, Lowering]] = {
+    **CUSTOM_LOWERINGS,
+    "": STANDARD_LOWERINGS,
+    "com.microsoft": MICROSOFT_LOWERINGS,
+}
 
 LOWERED_FORMS: Mapping[str, Callable[[NodeProto], bool]] = {
     "Dropout": uses_mask,

@@ -11,7 +11,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from bnn_compiler.frontend import ImportedModel, import_onnx
 
-from .onnx_text import Array, run_onnx, run_relax
+from .onnx_text import Array, operators, run_onnx, run_relax
 
 
 def small_model(
@@ -53,3 +53,43 @@ def check_import(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Imported
             assert found.dtype == want.dtype
             np.testing.assert_array_equal(found, want)
     return imported
+
+
+class ModelBuilder:
+    """Nodes, inputs, constants and outputs of one model: compiling takes most of a test's time."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+        self.nodes: list[NodeProto] = []
+        self.feeds: dict[str, Array] = {}
+        self.constants: dict[str, Any] = {}
+        self.outputs: dict[str, int] = {}
+
+    def codes(self, dtype: type[np.integer[Any]], shape: tuple[int, ...], *, few: bool = False) -> Array:
+        """Random integers over the type's range, or of seven bits."""
+        limits = np.iinfo(dtype)
+        low, high = (-64, 63) if few else (limits.min, limits.max)
+        return self.rng.integers(low, high, shape, dtype, endpoint=True)
+
+    def constant(self, value: Any, dtype: Any) -> str:
+        """The name of a new constant."""
+        name = f"k{len(self.constants)}"
+        self.constants[name] = np.asarray(value, dtype)
+        return name
+
+    def feed(self, value: Array) -> str:
+        """The name of a new input that is fed ``value``."""
+        name = f"x{len(self.feeds)}"
+        self.feeds[name] = value
+        return name
+
+    def node(self, operator: str, inputs: list[str], kind: int, **attributes: Any) -> None:
+        """A node with one output of the graph, of this element type."""
+        output = f"y{len(self.outputs)}"
+        self.outputs[output] = kind
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
+
+    def check(self, opset: int = 13) -> list[str]:
+        """Import and compare, as :func:`check_import`; the operators that are left."""
+        model = small_model(self.nodes, self.feeds, self.outputs, self.constants, opset=opset)
+        return operators(check_import(model, self.feeds).onnx_model)
