@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from onnx import NodeProto
 
 from .custom_operators import CUSTOM_LOWERINGS
+from .deformable_convolution import DEFORMABLE_LOWERINGS
 from .determinants import DETERMINANT_LOWERINGS
 from .function_expansion import FUNCTION_LOWERINGS
 from .microsoft_operators import MICROSOFT_LOWERINGS
@@ -20,6 +21,7 @@ from .signal_operators import SIGNAL_LOWERINGS
 from .window_operators import WINDOW_LOWERINGS, has_output_shape, uses_positions
 
 STANDARD_LOWERINGS: Mapping[str, Lowering] = {
+    **DEFORMABLE_LOWERINGS,
     **DETERMINANT_LOWERINGS,
     **FUNCTION_LOWERINGS,
     **NORMALISATION_LOWERINGS,

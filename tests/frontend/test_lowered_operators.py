@@ -268,3 +268,19 @@ def test_shapes_that_depend_on_data(call: str) -> None:
     kind = "int64" if "NonZero" in call else "float"
     with pytest.raises(UnsupportedOperatorError, match="the shape of its output depends on data"):
         import_onnx(parse(f"g (float[4] x) => ({kind}[n] y) {{ y = {call} }}", opset=13))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "mask"),
+    [("pads = [1, 0, 1, 2], strides = [2, 1]", False), ("dilations = [1, 2], offset_group = 2, group = 2", True)],
+)
+def test_deformable_convolutions(attributes: str, mask: bool) -> None:
+    groups = 2 if mask else 1
+    spans = (4, 4) if mask else (3, 7)
+    shapes = [(2, 4, 5, 6), (6, 4 // groups, 2, 2), (2, groups * 8, *spans), (6,), (2, groups * 4, *spans)]
+    names = ["x", "w", "o", "b", "m"][: 5 if mask else 4]
+    operands = ", ".join(f"float{list(shape)} {name}" for name, shape in zip(names, shapes, strict=False))
+    text = f"({operands}) => (float y) {{ y = DeformConv<{attributes}>({', '.join(names)}) }}"
+    data = [_data(shape) * (2 if name == "o" else 1) for name, shape in zip(names, shapes, strict=False)]
+    # Sums of at most 16 products of four factors.
+    _compare(f"g {text}", 19, data, atol=2e-5)
