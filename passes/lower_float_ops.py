@@ -19,6 +19,7 @@ from bnn_compiler.schedules.float_conv_choice import (
     plan_float_conv,
     plan_pooled_conv,
 )
+from bnn_compiler.schedules.float_conv_transpose import TransposedConvPlan, transposed_conv_kernel
 from bnn_compiler.schedules.float_gemm import gemm_kernel, pack_gemm_weight, plan_gemm
 from bnn_compiler.schedules.float_pool import PoolKind, PoolPlan, average_weights, pool_kernel
 from bnn_compiler.schedules.float_reduce import ReducePlan, reduce_kernel, softmax_kernel
@@ -44,7 +45,8 @@ class LowerFloatOps:
     3. 1-D and 2-D max and average pools in NC(H)W; a max-pool that alone reads a convolution joins its kernel.
     4. ``sum``, ``mean``, ``max`` and ``min`` over the last one or two axes; ``nn.softmax`` over the last axis.
     5. ``permute_dims`` that amounts to transposing matrices (NCHW to NHWC and back) at least a vector wide and high.
-    6. ``matmul`` of matrices, or of any stack of rows with a constant matrix (re-packed here).
+    6. Transposed convolutions of one to three axes, in NC(D)(H)W with a weight in IO(D)(H)W.
+    7. ``matmul`` of matrices, or of any stack of rows with a constant matrix (re-packed here).
 
     The kernels' pattern lets ``relax.transform.FuseOps`` append elementwise operators, which ``ScheduleFloatKernels``
     then merges into the kernels' store.
@@ -76,6 +78,7 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         self._rules: dict[str, Callable[[relax.Call], relax.Expr | None]] = {
             "relax.nn.conv1d": self._convolution,
             "relax.nn.conv2d": self._convolution,
+            **{f"relax.nn.conv{rank}d_transpose": self._transposed_convolution for rank in (1, 2, 3)},
             "relax.nn.max_pool1d": self._pool,
             "relax.nn.max_pool2d": self._pool,
             "relax.nn.avg_pool1d": self._pool,
@@ -130,6 +133,23 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
         kernel = self._kernel((plan, rank), f"float_conv{rank}d", lambda: float_conv_kernel(plan, rank))
         packed = relax.const(pack_float_conv_weight(plan, weight))
         return relax.call_tir(kernel, [self.visit_expr(conv.args[0]), packed], out_ty=_tensor(out_shape))
+
+    def _transposed_convolution(self, call: relax.Call) -> relax.Expr | None:
+        attrs = call.attrs
+        shape, weight, out_shape = (static_shape(expr) for expr in (*call.args, call))
+        assert shape is not None and weight is not None and out_shape is not None
+        if 0 in (*shape, *weight, *out_shape) or not str(attrs.kernel_layout).startswith("IO"):
+            return None
+        rank = len(shape) - 2
+        plan = TransposedConvPlan(
+            shape, weight, out_shape[2:],
+            tuple(int(step) for step in attrs.strides),
+            tuple(int(step) for step in attrs.dilation),
+            tuple(int(width) for width in attrs.padding)[:rank],
+            int(attrs.groups), self._vector.lanes,
+        )  # fmt: skip
+        kernel = self._kernel(plan, f"float_conv{rank}d_transpose", lambda: transposed_conv_kernel(plan))
+        return relax.call_tir(kernel, [self.visit_expr(arg) for arg in call.args], out_ty=_tensor(out_shape))
 
     def _pooled_convolution(self, call: relax.Call, pool: ConvGeometry) -> relax.Expr | None:
         """A max-pool and the convolution that it alone reads, in one kernel, where that is possible and faster."""

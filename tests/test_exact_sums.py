@@ -26,11 +26,6 @@ PRODUCTS: dict[str, tuple[str, str, dict[str, Array]]] = {
         "y = Conv<group = 2>(s, w, b)",
         {"w": -_signs(6, 2, 3, 3) * SCALE[:, None, None, None], "b": SCALE},
     ),
-    "grouped transposed conv with bias": (
-        "1,4,5,5",
-        "y = ConvTranspose<group = 2, strides = [2, 2]>(s, w, b)",
-        {"w": _signs(4, 3, 3, 3) * np.repeat(SCALE.reshape(2, 3), 2, axis=0)[:, :, None, None], "b": SCALE},
-    ),
     "conv1d with bias": ("1,4,7", "y = Conv(s, w, b)", {"w": _signs(6, 4, 3) * SCALE[:, None, None], "b": SCALE}),
     "gemm": (
         "3,8",

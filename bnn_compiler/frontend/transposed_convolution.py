@@ -3,21 +3,15 @@
 1. What ``output_padding`` adds at an end and ``pads`` crop there cancel; what is left of it are zeros, which TVM takes
    below the stride alone, so they are appended.
 2. TVM crops less than a window; more of it is cut off afterwards, and so are negative crops appended.
-3. Weights of ±α per output channel become signs, and α a factor of the sums: of signs they are whole numbers then, and
-   exact, as those of binary layers are.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from tvm import relax
 
 from bnn_compiler.errors import UnsupportedOperatorError
-from bnn_compiler.recognition.binary_weights import BinaryWeights, analyse_weights, output_channels_first
-
-from .relax_constants import constant, constant_array
 
 _OPERATORS = {
     3: (relax.op.nn.conv1d_transpose, "NCW", "IOW"),
@@ -38,7 +32,7 @@ def convert_conv_transpose(builder: Any, inputs: Any, attributes: dict[str, Any]
         return None
     operator, data_layout, kernel_layout = _OPERATORS[rank]
     spatial = rank - 2
-    weight, scale = _split(inputs[1], int(attributes.get("group", 1)))
+    weight = inputs[1]
     dilations = [int(step) for step in attributes.get("dilations", [1] * spatial)]
     window = [(int(extent) - 1) * step + 1 for extent, step in zip(weight.ty.shape.values[2:], dilations, strict=True)]
     pads = [int(width) for width in attributes.get("pads", [0] * 2 * spatial)]
@@ -66,8 +60,6 @@ def convert_conv_transpose(builder: Any, inputs: Any, attributes: dict[str, Any]
     )
     result = _cropped(builder, result, [crop - done for crop, done in zip(crops, taken, strict=True)])
     along = (1, -1, *[1] * spatial)
-    if scale is not None:
-        result = builder.emit(relax.op.multiply(result, constant(scale.reshape(along))))  # 3
     if bias is None:
         return result
     return relax.op.add(result, relax.op.reshape(bias, along))
@@ -87,14 +79,3 @@ def _cropped(builder: Any, result: Any, crops: list[int]) -> Any:
             widths += [max(-first, 0), max(-last, 0)]
         result = builder.emit(relax.op.nn.pad(result, widths))
     return result
-
-
-def _split(weight: Any, groups: int) -> tuple[Any, Any]:
-    """Condition 3: signs and α per output channel, or the weight as it is and ``None``."""
-    array = constant_array(weight)
-    if array is None or array.dtype != np.float32 or array.size == 0:
-        return weight, None
-    found = analyse_weights(output_channels_first(array, groups))
-    if not isinstance(found, BinaryWeights) or np.all(found.alpha == 1):
-        return weight, None
-    return constant(np.sign(array)), found.alpha.astype(np.float32)

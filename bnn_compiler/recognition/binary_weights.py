@@ -74,12 +74,6 @@ def analyse_weights(weights: Array) -> BinaryWeights | NotBinary:
     return BinaryWeights(signs, alpha, exact)
 
 
-def output_channels_first(weights: Array, groups: int) -> Array:
-    """Weights [inputs, outputs / groups, …] of a transposed convolution as [outputs, inputs / groups, …]."""
-    grouped = weights.reshape(groups, weights.shape[0] // groups, *weights.shape[1:])
-    return np.moveaxis(grouped, 2, 1).reshape(-1, grouped.shape[1], *weights.shape[2:])
-
-
 def _uneven(weights: Array, channel: int, spread: float) -> NotBinary:
     magnitude = np.abs(weights)
     per_input = (

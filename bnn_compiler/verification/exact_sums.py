@@ -14,17 +14,14 @@ from collections.abc import Collection
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from bnn_compiler.recognition.binary_weights import BinaryWeights, analyse_weights, output_channels_first
+from bnn_compiler.recognition.binary_weights import BinaryWeights, analyse_weights
 from bnn_compiler.verification.reference import Array
-
-_CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 def with_exact_sums(model: ModelProto, layers: Collection[str]) -> ModelProto:
     """Copy ``model`` so that the products named in ``layers`` sum whole numbers, as far as their form is known here.
 
     Known are ``Conv``, ``Gemm`` and ``MatMul`` whose second operand is a float32 initialiser of ±α per output channel.
-    A ``ConvTranspose`` of such weights is compiled with exact sums wherever it stands, and so all have them.
     """
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -32,8 +29,7 @@ def with_exact_sums(model: ModelProto, layers: Collection[str]) -> ModelProto:
     nodes: list[NodeProto] = []
     for node in copy.graph.node:
         weights = None
-        layer = node.name in layers and node.op_type in ("Conv", "Gemm", "MatMul")
-        if (layer or node.op_type == "ConvTranspose") and node.input[1] in constants:
+        if node.name in layers and node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in constants:
             weights = numpy_helper.to_array(constants[node.input[1]])
         split = None if weights is None or weights.dtype != np.float32 else _split(node, weights)
         if split is None:
@@ -53,19 +49,16 @@ def with_exact_sums(model: ModelProto, layers: Collection[str]) -> ModelProto:
 
 def _split(node: NodeProto, weights: Array) -> tuple[Array, Array] | None:
     """sign(W) in W's layout, and α as it broadcasts over the product's result."""
-    channels_first = weights
-    if node.op_type == "ConvTranspose":
-        groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
-        channels_first = output_channels_first(weights, groups)
-    elif node.op_type != "Conv":
+    axis = 0
+    if node.op_type != "Conv":
         if weights.ndim != 2:
             return None
         transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-        channels_first = weights if transposed else weights.T
-    found = analyse_weights(channels_first)
+        axis = 0 if transposed else 1
+    found = analyse_weights(np.moveaxis(weights, axis, 0))
     if not isinstance(found, BinaryWeights):
         return None
-    trailing = weights.ndim - 2 if node.op_type in _CONVOLUTIONS else 0
+    trailing = weights.ndim - 2 if node.op_type == "Conv" else 0
     scale = found.alpha.astype(np.float32).reshape(-1, *[1] * trailing)
     return np.sign(weights), scale
 
@@ -107,7 +100,7 @@ def _rewritten(node: NodeProto, names: dict[str, str], rank: int) -> list[NodePr
         return made
     scaled = emit("Mul", [summed, names["scale"]], f"{names['sum']}_scaled")
     addend = bias[0] if share == 1 else times(bias[0], share, f"{names['sum']}_addend")
-    if node.op_type in _CONVOLUTIONS and rank > 2:
+    if node.op_type == "Conv" and rank > 2:
         shape = f"{names['sum']}_bias_shape"
         value = numpy_helper.from_array(np.asarray([-1, *[1] * (rank - 2)], np.int64))
         made.append(helper.make_node("Constant", [], [shape], name=shape, value=value))

@@ -95,8 +95,28 @@ def test_attributes_that_do_not_fit(attributes: dict[str, Any], reason: str) -> 
         import_onnx(model)
 
 
+@pytest.mark.parametrize(
+    ("shape", "weight", "attributes"),
+    [
+        # More channels than ONNX Runtime sums at once, with many and with few pixels.
+        ((1, 150, 13, 14), (150, 3, 2, 2), {"strides": [2, 2]}),
+        ((1, 300, 5, 5), (300, 3, 3, 3), {"strides": [2, 1], "pads": [1, 1, 0, 1]}),
+        ((2, 6, 5, 9), (6, 4, 4, 3), {"group": 2, "dilations": [1, 2], "output_padding": [0, 1], "strides": [1, 2]}),
+        ((1, 4, 3), (4, 2, 3), {"strides": [3]}),
+        ((1, 4, 3, 4, 5), (4, 2, 2, 3, 2), {"strides": [2, 2, 2], "auto_pad": "SAME_UPPER"}),
+    ],
+)
+def test_order_of_summation(shape: tuple[int, ...], weight: tuple[int, ...], attributes: dict[str, Any]) -> None:
+    """Floats bit for bit: sums are taken in ONNX Runtime's order."""
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.standard_normal(size).astype(F32) for size in (shape, weight))
+    model = _model(x, kernel, rng.standard_normal(weight[1] * attributes.get("group", 1)).astype(F32), attributes)
+    found = bnn_compiler.compile_model(model, verify=False).run({"x": x})["y"]
+    np.testing.assert_array_equal(found, run_onnx(model, {"x": x})[0])
+
+
 def test_signs_of_sums_that_cancel() -> None:
-    """Sums of 36 signs times α are 0 now and then, and rounding noise in ONNX Runtime."""
+    """Sums of 64 signs times α are 0 now and then, or rounding noise, and a sign behind them shows which."""
     rng = np.random.default_rng(0)
     scale = np.linspace(0.05, 1.3, 8, dtype=F32)[:, None, None]
     constants = {
@@ -108,6 +128,11 @@ def test_signs_of_sums_that_cancel() -> None:
         a = Sign(x) c = ConvTranspose<strides = [2, 2], pads = [1, 1, 1, 1]>(a, v) s = Sign(c) y = Conv(s, w) }"""
     )
     model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
-    verification = bnn_compiler.compile_model(model).report["verification"]
+    compiled = bnn_compiler.compile_model(model, sign_zero="exact")
+    verification = compiled.report["verification"]
     assert verification is not None
     assert verification["passed"]
+    assert not verification["exact_sums"]
+    x = rng.standard_normal((1, 16, 6, 6)).astype(F32)
+    # 72 terms of 0.3, added up one by one there and multiplied here: 72 roundings of sums below 22.
+    np.testing.assert_allclose(compiled.run({"x": x})["y"], run_onnx(model, {"x": x})[0], rtol=0, atol=72 * 22 * 2**-24)
