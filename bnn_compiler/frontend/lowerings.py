@@ -16,6 +16,7 @@ from .normalisation_operators import NORMALISATION_LOWERINGS, uses_statistics
 from .quantisation_operators import QUANTISATION_LOWERINGS
 from .quantised_products import PRODUCT_LOWERINGS
 from .recurrent_operators import RECURRENT_LOWERINGS
+from .reversed_sequences import SEQUENCE_LOWERINGS
 from .selection_operators import SELECTION_LOWERINGS, puts_channels_first, uses_mask
 from .signal_operators import SIGNAL_LOWERINGS
 from .window_operators import WINDOW_LOWERINGS, has_output_shape, uses_positions
@@ -29,6 +30,7 @@ STANDARD_LOWERINGS: Mapping[str, Lowering] = {
     **QUANTISATION_LOWERINGS,
     **RECURRENT_LOWERINGS,
     **SELECTION_LOWERINGS,
+    **SEQUENCE_LOWERINGS,
     **SIGNAL_LOWERINGS,
     **WINDOW_LOWERINGS,
 }
