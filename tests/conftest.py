@@ -53,6 +53,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="none",
         help="tests marked slow (sweeps, kernels under emulation): none, a fixed part as in CI, or all",
     )
+    parser.addoption(
+        "--conformance-graphs", type=int, default=40, help="random graphs of tests/test_conformance.py (default: 40)"
+    )
+    parser.addoption("--conformance-seed-by-date", action="store_true", help="new ones every day, not always the same")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import helper, numpy_helper
 
 from tests.conformance.generate import random_case
 from tests.conformance.judge import Judge
+from tests.conformance.sweep import main
 
 
 def _model(nodes: list[onnx.NodeProto], shape: list[int], constants: dict[str, Any] | None = None) -> onnx.ModelProto:
@@ -75,3 +78,11 @@ def test_a_seed_is_a_graph() -> None:
     assert len({node.op_type for graph in graphs for node in graph.node}) > 40
     assert sum(len(graph.output) > 1 for graph in graphs) > 15
     assert max(len(graph.node) for graph in graphs) >= 20
+
+
+def test_random_graphs(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """What is wrong is in the captured output: one line for each finding, with the path of the shrunk model."""
+    seed = ["--seed-by-date"] if request.config.getoption("--conformance-seed-by-date") else ["--seed", "ci"]
+    graphs = str(request.config.getoption("--conformance-graphs"))
+    arguments = ["--graphs", graphs, "--largest", "10", "--processes", "2", "--findings", str(tmp_path)]
+    assert main([*seed, *arguments, "--shrink-seconds", "30"]) == 0

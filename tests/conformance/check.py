@@ -36,7 +36,8 @@ _OBSCURE = re.compile(r"Traceback|InternalError|Check failed|TVMError|0x[0-9a-f]
 @dataclass(frozen=True)
 class Result:
     """``status`` is clean, rounding, refused, skipped or finding. ``kind`` says more: the operator that was refused, or
-    what kind of finding; ``detail`` is a line for people, ``cause`` what stays the same while a finding is shrunk."""
+    what kind of finding; ``detail`` is a line for people, ``cause`` what stays the same while a finding is shrunk.
+    ``seconds`` are those of the processor."""
 
     status: str
     kind: str = ""
@@ -56,9 +57,9 @@ class Result:
 
 def check_bytes(payload: bytes) -> str:
     """For ``IsolatedWorker``: a pickled case, or a dictionary with the arguments of ``random_case``, to a result."""
-    start = time.perf_counter()
+    start = time.process_time()
     result = check_case(case_of(payload))
-    return replace(result, seconds=time.perf_counter() - start).to_text()
+    return replace(result, seconds=time.process_time() - start).to_text()
 
 
 def check_case(case: Case) -> Result:
@@ -185,6 +186,8 @@ def _judge_message(error: BnncError) -> Result:
     cause = re.sub(r"'[^']*'|\d+", "*", message)[:60]
     if _OBSCURE.search(message):
         return Result("finding", "obscure refusal", _line(error), cause)
+    if not named and message.startswith(("model: input ", "input ")):
+        return Result("refused", "an input", _line(error))
     if not named:
         return Result("finding", "refusal without an operator", _line(error), cause)
     return Result("refused", named[0], _line(error))

@@ -105,6 +105,7 @@ class Tally:
         row("findings", self.status["finding"])
         for kind, count in self.findings.most_common():
             row(f"  {kind}", count)
+        table.caption = f"{self.seconds / max(graphs, 1):.2f} s of the processor per graph"
         return table
 
 
@@ -141,6 +142,9 @@ def sweep(args: argparse.Namespace, console: Console) -> Tally:
             with lock:
                 found = f"graphs, {tally.status['finding']} findings"
                 progress.update(task, advance=1, description=found)
+                done = sum(tally.status.values())
+            if not console.is_terminal and done % 25 == 0:
+                console.print(f"{done} of {args.graphs} {found}", highlight=False)
 
         with ThreadPoolExecutor(args.processes) as threads:
             for future in as_completed([threads.submit(run, args.first + i) for i in range(args.graphs)]):
