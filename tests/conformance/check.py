@@ -141,6 +141,8 @@ def _judge_network(
         kinds = [kind for kind, _ in found]
         ordinary = [kind for kind in kinds if kind not in FEW]
         name = "wrong" if ordinary else f"wrong on {kinds[0]}"
+        if ordinary and judge.meets_nan(feeds[ordinary[0]]):
+            name = "wrong where NaN arises"
         if noted and options.sign_zero is None and name == "wrong":
             name = "wrong with Sign(0) = +1"
         detail = f"{', '.join(kinds)}: {'; '.join(found[0][1].wrong)}"
@@ -173,7 +175,8 @@ def _judge_refusal(case: Case, judge: Judge, feeds: dict[str, dict[str, Array]],
     except Exception as inner:
         return _internal("compile without verification", inner)
     if result.status == "finding" and result.kind.startswith("wrong"):
-        return Result("finding", "verification refuses a wrong network", f"{message} | {result.detail}", cause)
+        where = result.kind.removeprefix("wrong")
+        return Result("finding", f"verification refuses a wrong network{where}", f"{message} | {result.detail}", cause)
     if "neither result is wrong" in message:
         return Result("refused", "rounding decides", message)
     kind = "verification refuses what rounding decides" if result.status == "rounding" else "verification refuses"

@@ -102,6 +102,11 @@ class Judge:
                 verdict.wrong.append(_describe(name, actual[name], references[0], ~good))
         return verdict
 
+    def meets_nan(self, feed: Mapping[str, Array]) -> bool:
+        """Whether the network computes NaN on this input somewhere, as ``Sqrt`` and ``Log`` do."""
+        values = self._evaluations(feed, frozenset())[0].values.values()
+        return any(value.dtype.kind == "f" and bool(np.isnan(value).any()) for value in values)
+
     def _evaluations(self, feed: Mapping[str, Array], undefined: frozenset[str]) -> list[Evaluation]:
         if self._rounding is None:
             self._rounding = RoundingModel(self._model)
