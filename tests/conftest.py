@@ -54,7 +54,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="tests marked slow (sweeps, kernels under emulation): none, a fixed part as in CI, or all",
     )
     parser.addoption(
-        "--conformance-graphs", type=int, default=40, help="random graphs of tests/test_conformance.py (default: 40)"
+        "--conformance-graphs", type=int, default=0, help="random graphs for tests/test_conformance.py (default: none)"
     )
     parser.addoption("--conformance-seed-by-date", action="store_true", help="new ones every day, not always the same")
 

@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 
 from tests.conformance.generate import random_case
 from tests.conformance.judge import Judge
+from tests.conformance.plus import sets_of_plus, with_plus
 from tests.conformance.sweep import main
 
 
@@ -82,7 +83,26 @@ def test_a_seed_is_a_graph() -> None:
 
 def test_random_graphs(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """What is wrong is in the captured output: one line for each finding, with the path of the shrunk model."""
+    if not request.config.getoption("--conformance-graphs"):
+        pytest.skip("--conformance-graphs says how many")
     seed = ["--seed-by-date"] if request.config.getoption("--conformance-seed-by-date") else ["--seed", "ci"]
     graphs = str(request.config.getoption("--conformance-graphs"))
     arguments = ["--graphs", graphs, "--largest", "10", "--processes", "2", "--findings", str(tmp_path)]
     assert main([*seed, *arguments, "--shrink-seconds", "30"]) == 0
+
+
+def test_signs_in_front_of_a_layer_may_be_plus_one_at_zero() -> None:
+    """The report names the layer; the signs behind it, and those in front of another, keep ONNX's zero."""
+    nodes = [
+        helper.make_node("Sign", ["x"], ["s"], "near"),
+        helper.make_node("Add", ["s", "s"], ["t"], "add"),
+        helper.make_node("MatMul", ["t", "w"], ["u"], "layer"),
+        helper.make_node("Sign", ["u"], ["y"], "behind"),
+    ]
+    model = _model(nodes, [1, 2], {"w": np.ones((2, 2), np.float32)})
+    assert list(sets_of_plus(model, {"layer"})) == [("near",)]
+    assert list(sets_of_plus(model, {"behind"})) == [("behind",)]
+    feed = {"x": np.zeros((1, 2), np.float32)}
+    plus = Judge(with_plus(model, ("near",)))
+    assert plus.judge({"y": np.ones((1, 2), np.float32)}, feed).wrong == []
+    assert plus.judge({"y": np.zeros((1, 2), np.float32)}, feed).wrong != []

@@ -8,13 +8,12 @@ import re
 import time
 import traceback
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
 from bnn_compiler import BnncError, compile_model
 from bnn_compiler.errors import VerificationError
@@ -23,6 +22,7 @@ from bnn_compiler.frontend.custom_operators import CUSTOM_LOWERINGS
 from .generate import Case, Options
 from .judge import Judge, Verdict
 from .one_node import Array, RejectedNodeError
+from .plus import sets_of_plus, with_plus
 from .prepare import case_of, runs
 
 FEW = ("nan", "infinite", "huge", "denormal")
@@ -115,9 +115,7 @@ def _judge_network(
     # A bit cannot hold NaN (README.md).
     bits = frozenset(layer["name"] for layer in report["layers"] if layer["algorithm"] != "float")
     judges = [judge]
-    plus = _with_plus(reference, noted) if noted else None
-    if plus is not None:
-        judges = [Judge(plus)] if options.sign_zero == "plus" else [judge, Judge(plus)]
+    judges += [Judge(with_plus(reference, names)) for names in sets_of_plus(reference, noted)]
     found: list[tuple[str, Verdict]] = []
     rounding = 0
     for kind, feed in feeds.items():
@@ -130,10 +128,9 @@ def _judge_network(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                verdicts = [one.judge(actual, feed, bits) for one in of_kind]
+                verdict = _best_verdict(of_kind, actual, feed, bits)
         except RejectedNodeError:
             continue
-        verdict = min(verdicts, key=lambda one: len(one.wrong))
         rounding += verdict.rounding
         if verdict.wrong:
             found.append((kind, verdict))
@@ -144,10 +141,26 @@ def _judge_network(
         if ordinary and judge.meets_nan(feeds[ordinary[0]]):
             name = "wrong where NaN arises"
         if noted and options.sign_zero is None and name == "wrong":
-            name = "wrong with Sign(0) = +1"
+            said = not (report["verification"] or {}).get("own_model", {}).get("agrees", True)
+            name = "differs with Sign(0) = +1, and says so" if said else "wrong with Sign(0) = +1"
         detail = f"{', '.join(kinds)}: {'; '.join(found[0][1].wrong)}"
         return Result("finding", name, detail, "")
     return Result("rounding" if rounding else "clean")
+
+
+def _best_verdict(
+    judges: Sequence[Judge], actual: dict[str, Array], feed: dict[str, Array], bits: frozenset[str]
+) -> Verdict:
+    """That of the first judge who finds nothing wrong, or who finds least."""
+    best: Verdict | None = None
+    for judge in judges:
+        verdict = judge.judge(actual, feed, bits)
+        if best is None or len(verdict.wrong) < len(best.wrong):
+            best = verdict
+        if not best.wrong:
+            break
+    assert best is not None
+    return best
 
 
 def _run(compiled: Any, feed: dict[str, Array], threads: int) -> dict[str, Array]:
@@ -208,31 +221,3 @@ def _internal(stage: str, error: BaseException) -> Result:
 def _line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300]
-
-
-def _with_plus(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
-    """The model with Sign(0) = +1 at the nodes of these names; NaN keeps its sign of NaN."""
-    changed = onnx.load_from_string(model.SerializeToString())
-    kinds = {
-        info.name: info.type.tensor_type.elem_type for info in onnx.shape_inference.infer_shapes(model).graph.value_info
-    }
-    kinds.update({info.name: info.type.tensor_type.elem_type for info in model.graph.input})
-    kinds.update({tensor.name: tensor.data_type for tensor in model.graph.initializer})
-    nodes = []
-    for node in changed.graph.node:
-        if node.op_type != "Sign" or node.name not in names:
-            nodes.append(node)
-            continue
-        source, result = node.input[0], node.output[0]
-        dtype = helper.tensor_dtype_to_np_dtype(kinds.get(source, onnx.TensorProto.FLOAT))
-        changed.graph.initializer.extend(
-            numpy_helper.from_array(np.asarray(value, dtype), f"{result}_{value}") for value in (0, 1)
-        )
-        nodes += [
-            helper.make_node("Equal", [source, f"{result}_0"], [f"{result}_is_0"], f"{node.name}_equal"),
-            helper.make_node("Sign", [source], [f"{result}_sign"], f"{node.name}_sign"),
-            helper.make_node("Where", [f"{result}_is_0", f"{result}_1", f"{result}_sign"], [result], node.name),
-        ]
-    del changed.graph.node[:]
-    changed.graph.node.extend(nodes)
-    return changed
