@@ -33,7 +33,7 @@ from bnn_compiler.bench import Call, cpu_name, time_in_turn
 from bnn_compiler.composites import binary_composites, composite_names, read_composite
 from bnn_compiler.frontend import import_onnx
 from bnn_compiler.kernels.layer_kernels import alphabet_of
-from bnn_compiler.passes import FoldBatchNorm, PartitionBinaryOps
+from bnn_compiler.passes import DecideSignZeros, FoldBatchNorm, PartitionBinaryOps
 from bnn_compiler.schedules.bit_planes import make_bit_planes
 from bnn_compiler.schedules.bitsliced_bits import (
     bitsliced_conv2d_bits,
@@ -89,7 +89,7 @@ def layers_of_model(path: Path, batch: int) -> list[Layer]:
     """The convolutions of signs in a model that pad with zeros, at another batch size."""
     imported = import_onnx(path)
     with parse_target("native").tvm_target:
-        module = tvm.transform.Sequential([FoldBatchNorm(), PartitionBinaryOps()])(imported.module)
+        module = tvm.transform.Sequential([FoldBatchNorm(), DecideSignZeros(), PartitionBinaryOps()])(imported.module)
     layers = []
     for function in binary_composites(module).values():
         spec = read_composite(function)

@@ -23,16 +23,15 @@ from bnn_compiler.kernels.bitsliced_layer import TreePlanning
 from bnn_compiler.kernels.kernel_choice import ChoiceOptions
 from bnn_compiler.kernels.kernel_measurement import Measurement
 from bnn_compiler.layers import BinaryLayer
-from bnn_compiler.module_attributes import LAYERS_ATTRIBUTE, read_attribute
+from bnn_compiler.module_attributes import LAYERS_ATTRIBUTE, SIGNS_ATTRIBUTE, read_attribute
 from bnn_compiler.options import CompileOptions
 from bnn_compiler.pipeline import phases, run_phases
 from bnn_compiler.profiling.kernel_table import kernel_table
-from bnn_compiler.report import LayerReport, NoteReport, Report, VerificationReport, make_report
+from bnn_compiler.report import LayerReport, NoteReport, Report, SignReport, VerificationReport, make_report
 from bnn_compiler.target import CompileTarget, parse_target
 from bnn_compiler.tensor_spec import TensorSpec
 from bnn_compiler.trees.cache_folder import cache_folder
 from bnn_compiler.verification.attempts import verify_network
-from bnn_compiler.verification.reference import pads_of
 
 Progress = Callable[[str, float], None]
 ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -42,7 +41,7 @@ INSPECTED_SIZES = (224, 32, 28, 8)
 
 #: Where lowering begins and ends in the fraction of the phases done.
 _LOWERING = (0.4, 0.6)
-_CHOICES = {"algorithm": ("auto", "popcount", "bitsliced", "float"), "sign_zero": ("plus", "exact")}
+_CHOICES = {"algorithm": ("auto", "popcount", "bitsliced", "float"), "sign_zero": ("auto", "plus", "exact")}
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def compile_model(
     *,
     target: str = "native",
     algorithm: str = "auto",
-    sign_zero: str = "plus",
+    sign_zero: str = "auto",
     max_depth: int = 8,
     measure: bool = False,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
@@ -70,7 +69,8 @@ def compile_model(
     """Compile an ONNX model (path, bytes or ModelProto) to native code and verify it.
 
     ``target`` is ``native`` or the text of a TVM LLVM target such as ``llvm -mcpu=cortex-a72``; ``algorithm`` one of
-    ``auto``, ``popcount``, ``bitsliced``, ``float``; ``sign_zero`` one of ``plus``, ``exact`` (see ``CompileOptions``);
+    ``auto``, ``popcount``, ``bitsliced``, ``float``; ``sign_zero`` one of ``auto``, ``plus``, ``exact`` (see
+    ``CompileOptions``);
     ``max_depth`` bounds channel trees. ``measure`` chooses each layer's kernels by their times on this machine instead
     of predicted ones; times are remembered, but measured anew they can lead to another library. Code for another kind
     of machine is not run: what is verified is the same network, built for this one. ``input_shapes`` fixes inputs whose
@@ -132,7 +132,8 @@ def lower_model(
     """Run all phases of the pipeline on an imported model."""
     layers: list[BinaryLayer] = []
     choice = _choice(options, target, progress)
-    todo = phases(target.tvm_target, choice=choice, sign_zero=options.sign_zero, layers=layers)
+    signs = {"sign_zero": options.sign_zero, "exact_signs": options.exact_signs}
+    todo = phases(target.tvm_target, choice=choice, layers=layers, **signs)
     with target.tvm_target:
         module = run_phases(imported.module, todo, dump_dir=options.dump_dir, progress=progress)
     return LoweredModel(module, tuple(layers), _report(imported, target, module))
@@ -143,7 +144,7 @@ def inspect_model(
     *,
     target: str = "native",
     algorithm: str = "auto",
-    sign_zero: str = "plus",
+    sign_zero: str = "auto",
     max_depth: int = 8,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     progress: Progress | None = None,
@@ -221,13 +222,19 @@ def _options(
 def _report(imported: ImportedModel, target: CompileTarget, module: tvm.IRModule) -> Report:
     entries: list[LayerReport] = read_attribute(module, LAYERS_ATTRIBUTE)
     notes: list[NoteReport] = [{"code": "model", "node": "", "detail": note} for note in imported.notes]
-    notes += [
-        {"code": "sign_zero_taken_as_plus_one", "node": entry["name"], "detail": "Sign(0) is taken as +1"}
-        for entry in entries
-        if "sign(0) taken as +1" in entry["detail"]
-    ]
+    signs: list[SignReport] = read_attribute(module, SIGNS_ATTRIBUTE) or []
+    notes += [_sign_note(entry) for entry in signs if entry["zero"] != "never"]
     versions = {"bnnc": _version("bnn-compiler"), "tvm": tvm.__version__, "onnx": onnx.__version__}
-    return make_report(imported.name, target.text, versions, entries, notes)
+    return make_report(imported.name, target.text, versions, entries, notes, signs=signs)
+
+
+def _sign_note(entry: SignReport) -> NoteReport:
+    if entry["zero"] == "plus":
+        cause = "is an accident of float arithmetic" if entry["source"] is None else f"comes from {entry['source']!r}"
+        detail = f"Sign(0) is taken as +1: 0 {cause}"
+        return {"code": "sign_zero_taken_as_plus_one", "node": entry["node"], "detail": detail}
+    source = f"0 is common in {entry['source']!r}" if entry["source"] is not None else "as was asked for"
+    return {"code": "sign_zero_kept", "node": entry["node"], "detail": f"Sign(0) stays 0: {source}"}
 
 
 def _version(distribution: str) -> str:
@@ -255,7 +262,7 @@ def _verify(
         imported,
         lowered.layers,
         original=load_model(model),
-        zero_as_plus_one=_plus_tensors(imported, lowered),
+        zero_as_plus_one=plus_tensors(lowered.report),
         float_layers=sum(entry["status"] == "float" for entry in lowered.report["layers"]),
         progress=lambda part: progress("verifying against ONNX Runtime", 0.6 + 0.4 * part),
     )
@@ -263,13 +270,10 @@ def _verify(
     return result.to_report(target.text)
 
 
-def _plus_tensors(imported: ImportedModel, lowered: LoweredModel) -> list[str]:
-    """The tensors whose ``Sign`` gives +1 at zero in the compiled network, where ONNX's gives 0; pads among them."""
-    found = [name for layer in lowered.layers for name in layer.zero_tensors]
-    if any("sign(0) taken as +1" in entry["detail"] for entry in lowered.report["layers"]):
-        signs = {node.input[0] for node in imported.onnx_model.graph.node if node.op_type == "Sign"}
-        found += pads_of(imported.onnx_model, signs)
-    return found
+def plus_tensors(report: Report) -> list[str]:
+    """The tensors whose ``Sign`` gives +1 at zero in the compiled network, where ONNX's gives 0."""
+    taken = (entry["input"] for entry in report["signs"] if entry["zero"] == "plus")
+    return [name for name in taken if name is not None]
 
 
 def _spec_entry(spec: TensorSpec) -> dict[str, Any]:

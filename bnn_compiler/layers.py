@@ -22,14 +22,12 @@ class LayerNames:
     """Where a layer stands in the ONNX graph: node, operator, and the tensors it reads and produces.
 
     The layer reads (gives) its tensor with the axes in the order ``input_axes`` (``output_axes``), None: as ONNX does.
-    ``zero_tensors`` are the tensors whose ``Sign`` is +1 at zero in the compiled network, where ONNX's would be 0.
     """
 
     node: str
     op: str
     input_tensor: str | None = None
     output_tensor: str | None = None
-    zero_tensors: tuple[str, ...] = ()
     input_axes: tuple[int, ...] | None = None
     output_axes: tuple[int, ...] | None = None
 
@@ -139,7 +137,6 @@ class BinaryLayer:
     exact: bool
     kernel: str = ""
     weight_bytes: int = 0
-    zero_tensors: tuple[str, ...] = ()
     rounded: bool = False
     reach: float = 1.0
     input_axes: tuple[int, ...] | None = None

@@ -9,6 +9,8 @@
     the tensor that the node reads, where no variable holds it.
 ``bnnc.inputs``
     Relax parameter name -> ONNX input name, in order.
+``bnnc.signs``
+    The report's list of ``Sign`` operators, from ``DecideSignZeros`` on.
 ``bnnc.layers``
     The report's list of layers, from ``PartitionBinaryOps`` on.
 
@@ -24,6 +26,7 @@ import tvm
 
 NAMES_ATTRIBUTE = "bnnc.names"
 INPUTS_ATTRIBUTE = "bnnc.inputs"
+SIGNS_ATTRIBUTE = "bnnc.signs"
 LAYERS_ATTRIBUTE = "bnnc.layers"
 
 
@@ -31,3 +34,10 @@ def read_attribute(module: tvm.IRModule, attribute: str) -> Any:
     """The value of ``attribute``, or None where the module has no such attribute."""
     attributes = module.attrs or {}
     return json.loads(str(attributes[attribute])) if attribute in attributes else None
+
+
+def onnx_names(module: tvm.IRModule) -> dict[str, dict[str, Any]]:
+    """ONNX node and tensor of each Relax variable, as the front end left them; empty for modules from elsewhere."""
+    inputs = read_attribute(module, INPUTS_ATTRIBUTE) or {}
+    names = read_attribute(module, NAMES_ATTRIBUTE) or {}
+    return {parameter: {"output": tensor} for parameter, tensor in inputs.items()} | names

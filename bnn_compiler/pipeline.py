@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.options import SignZero
 from bnn_compiler.passes import (
     CompareBeforeSigmoid,
+    DecideSignZeros,
     ExposeActivationBits,
     FlattenConv3d,
     FoldBatchNorm,
@@ -41,7 +42,8 @@ def phases(
     target: tvm.target.Target,
     *,
     choice: ChoiceOptions,
-    sign_zero: SignZero = "plus",
+    sign_zero: SignZero = "auto",
+    exact_signs: Collection[str] = (),
     layers: list[BinaryLayer] | None = None,
 ) -> tuple[Phase, ...]:
     """The phases between the front end and code generation; the lowered layers are appended to ``layers``."""
@@ -51,6 +53,7 @@ def phases(
         # 3-D convolutions become 2-D ones, and binary products of doubles products of floats: those have kernels.
         # Transposes between them that undo each other go, so that recognition sees signs and pads in NCHW.
         # What exporters expanded or left behind is undone: constants of full maps, comparisons of sigmoids.
+        # Where binary layers read a Sign, it is decided what becomes of 0, and written into the graph.
         Phase(
             "normalise",
             (
@@ -58,6 +61,7 @@ def phases(
                 FoldBatchNorm(),
                 FoldBroadcastConstants(),
                 CompareBeforeSigmoid(),
+                DecideSignZeros(sign_zero, exact_signs),
                 FlattenConv3d(),
                 NarrowDoubleProducts(),
                 PlanLayouts(),

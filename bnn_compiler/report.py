@@ -103,6 +103,23 @@ class LayerReport(_Layer, total=False):
     output_axes: list[int] | None
 
 
+class SignReport(TypedDict):
+    """A ``Sign`` in front of a layer with binary weights: what becomes of 0 there.
+
+    ``zero``: ``never`` (impossible), ``plus`` (taken as +1) or ``kept``. ``input`` and ``output`` are its tensors, null
+    without a name in the model; ``padded``: whether a constant pad made the input, whose zeros stay zeros. ``source``
+    is the tensor in which 0 becomes common, with its operator; null where it does not.
+    """
+
+    node: str
+    input: str | None
+    output: str | None
+    padded: bool
+    zero: Literal["never", "plus", "kept"]
+    source: str | None
+    source_op: str | None
+
+
 class NoteReport(TypedDict):
     """A decision taken where the model left a choice; ``node`` may be empty."""
 
@@ -207,6 +224,7 @@ class Report(TypedDict):
     target: str
     versions: dict[str, str]
     notes: list[NoteReport]
+    signs: list[SignReport]
     layers: list[LayerReport]
     memory: MemoryReport | None
     verification: VerificationReport | None
@@ -220,6 +238,7 @@ def make_report(
     notes: Sequence[NoteReport] = (),
     verification: VerificationReport | None = None,
     memory: MemoryReport | None = None,
+    signs: Sequence[SignReport] = (),
 ) -> Report:
     """Assemble a report from the entries that passes made; float layers may lack ``kernel`` and bytes."""
     return {
@@ -228,6 +247,7 @@ def make_report(
         "target": target,
         "versions": dict(versions),
         "notes": list(notes),
+        "signs": list(signs),
         "layers": [_layer_report(layer) for layer in layers],
         "memory": memory,
         "verification": verification,
@@ -243,7 +263,8 @@ def from_json(value: Mapping[str, Any]) -> Report:
         value["layers"],
         value["notes"],
         value["verification"],
-        value.get("memory"),  # added later
+        value.get("memory"),  # added later, as the next one
+        value.get("signs", ()),
     )
 
 

@@ -6,6 +6,7 @@ from bnn_compiler.errors import BnncError
 
 from .compare_before_sigmoid import CompareBeforeSigmoid
 from .compile_binary_ops import CompileBinaryOps
+from .decide_sign_zeros import DecideSignZeros
 from .expose_activation_bits import ExposeActivationBits
 from .flatten_conv3d import FlattenConv3d
 from .float_pipeline import float_pipeline
@@ -24,6 +25,7 @@ from .schedule_float_kernels import ScheduleFloatKernels
 __all__ = [
     "CompareBeforeSigmoid",
     "CompileBinaryOps",
+    "DecideSignZeros",
     "ExposeActivationBits",
     "FlattenConv3d",
     "FoldBatchNorm",

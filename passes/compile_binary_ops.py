@@ -15,6 +15,7 @@ from bnn_compiler.kernels.kernel_choice import ChoiceOptions
 from bnn_compiler.options import Algorithm, SignZero
 from bnn_compiler.target import target_in_scope
 
+from .decide_sign_zeros import DecideSignZeros
 from .flatten_conv3d import FlattenConv3d
 from .float_pipeline import float_pipeline
 from .fold_batch_norm import FoldBatchNorm
@@ -32,11 +33,12 @@ class CompileBinaryOps:
         target: tvm.target.Target | None = None,
         *,
         algorithm: Algorithm = "auto",
-        sign_zero: SignZero = "plus",
+        sign_zero: SignZero = "auto",
         optimize_float: bool = False,
     ) -> None:
         self._target = target
         self._algorithm = algorithm
+        self._decide = DecideSignZeros(sign_zero)
         self._partition = PartitionBinaryOps(algorithm=algorithm, sign_zero=sign_zero)
         self._optimize_float = optimize_float
 
@@ -45,6 +47,7 @@ class CompileBinaryOps:
         target = target_in_scope(self._target)
         passes = [
             FoldBatchNorm(),
+            self._decide,
             FlattenConv3d(),
             NarrowDoubleProducts(),
             self._partition,

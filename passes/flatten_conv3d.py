@@ -120,8 +120,7 @@ def _frame_value(known: ValueSet | None, weights: Array) -> float:
     if known is None or not isinstance(analyse_weights(weights), BinaryWeights):
         return 0.0
     values = sorted(known.values)
-    bipolar = len(values) == 2 or (len(values) == 3 and values[1] == 0 and known.soft_zero)
-    return values[-1] if bipolar and values[0] == -values[-1] else 0.0
+    return values[-1] if len(values) == 2 and values[0] == -values[-1] else 0.0
 
 
 def _frame_excess(

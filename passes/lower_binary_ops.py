@@ -265,7 +265,6 @@ def _binary_layer(function: str, plan: _Planned, weight_bytes: int) -> BinaryLay
         exact=kernels.output.exact and not spec.rounded,
         kernel=kernels.product.name,
         weight_bytes=weight_bytes,
-        zero_tensors=names.zero_tensors,
         rounded=spec.rounded,
         reach=reach_of(spec),
         input_axes=names.input_axes,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from tvm import relax
-from tvm.ir import Var
+from tvm.ir import Call, Var
 
+from bnn_compiler.constants import op_name
+from bnn_compiler.options import SignZero
 from bnn_compiler.recognition.value_sets import ValueSetAnalysis
 
 op = relax.op
@@ -30,14 +32,23 @@ class Chain:
     def emit(self, expr: relax.Expr) -> Var:
         return self.builder.emit(expr)
 
-    def analyse(self, build: Callable[[Chain], relax.Expr]) -> tuple[Var, ValueSetAnalysis]:
+    def analyse(
+        self, build: Callable[[Chain], relax.Expr], sign_zero: SignZero = "plus"
+    ) -> tuple[Var, ValueSetAnalysis]:
+        """The result of ``build`` and the analysis, in which a Sign of an input, perhaps padded, is +1 at zero if ``sign_zero`` is ``plus``."""
         with self.builder.function("main", [self.x, self.y]):
             with self.builder.dataflow():
                 result = self.emit(build(self))
                 output = self.builder.emit_output(result)
             self.builder.emit_func_output(output)
         bindings = {b.var: b.value for block in self.builder.get()["main"].body.blocks for b in block.bindings}
-        return result, ValueSetAnalysis(bindings)
+        return result, ValueSetAnalysis(bindings, plus_signs=plus_signs(bindings) if sign_zero == "plus" else set())
+
+
+def plus_signs(bindings: Mapping[Var, relax.Expr]) -> set[Var]:
+    """The results of ``Sign`` of an input, perhaps a padded one."""
+    signs = {v: d for v, d in bindings.items() if isinstance(d, Call) and op_name(d) == "relax.sign"}
+    return {v for v, sign in signs.items() if op_name(bindings.get(sign.args[0])) in ("", "relax.nn.pad")}
 
 
 def residue(chain: Chain, hard: relax.Expr, soft: relax.Expr) -> relax.Expr:

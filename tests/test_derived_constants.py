@@ -18,7 +18,7 @@ from bnn_compiler.errors import ArtifactError
 from bnn_compiler.frontend import import_onnx
 from bnn_compiler.kernels.derived_constant import DerivedConstant
 from bnn_compiler.kernels.kernel_choice import Choice, ChoiceOptions, choose_kernels
-from bnn_compiler.passes import FoldBatchNorm, LowerBinaryOps, PartitionBinaryOps, lower_binary_ops
+from bnn_compiler.passes import DecideSignZeros, FoldBatchNorm, LowerBinaryOps, PartitionBinaryOps, lower_binary_ops
 from bnn_compiler.report import LayerReport
 from bnn_compiler.runtime import CompiledModel, load
 from bnn_compiler.target import parse_target
@@ -53,7 +53,7 @@ def choices(digits: Path) -> list[Choice]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lower_binary_ops, "choose_kernels", choose)
         lowering = LowerBinaryOps(parse_target("native").tvm_target, ChoiceOptions("bitsliced"))
-        applied(import_onnx(digits).module, FoldBatchNorm(), PartitionBinaryOps(), lowering)
+        applied(import_onnx(digits).module, FoldBatchNorm(), DecideSignZeros(), PartitionBinaryOps(), lowering)
     return found
 
 

@@ -9,6 +9,7 @@ import pytest
 from tvm import relax
 from tvm.ir import Var
 
+from bnn_compiler.options import SignZero
 from bnn_compiler.recognition.binarizers import Binarizer, plan_binarizer
 from bnn_compiler.recognition.binary_weights import NotBinary
 from bnn_compiler.recognition.missing_condition import missing_condition
@@ -17,9 +18,9 @@ from tests.element_chains import SHAPE, Chain, const, residue
 op = relax.op
 
 
-def plan(build: Callable[[Chain], relax.Expr], sign_zero: str = "plus") -> Binarizer | NotBinary:
-    result, analysis = Chain().analyse(build)
-    return plan_binarizer(result, analysis.of(result), sign_zero)  # type: ignore[arg-type]
+def plan(build: Callable[[Chain], relax.Expr], sign_zero: SignZero = "plus") -> Binarizer | NotBinary:
+    result, analysis = Chain().analyse(build, sign_zero)
+    return plan_binarizer(result, analysis.of(result), sign_zero)
 
 
 def clip_residue(chain: Chain) -> relax.Expr:

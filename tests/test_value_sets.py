@@ -12,6 +12,7 @@ from bnn_compiler.options import SignZero
 from bnn_compiler.recognition.binarizers import Binarizer, plan_binarizer
 from bnn_compiler.recognition.binary_weights import NotBinary
 from bnn_compiler.recognition.value_sets import ValueSetAnalysis
+from tests.element_chains import plus_signs
 
 op = relax.op
 Emit = Callable[[relax.Expr], relax.Expr]
@@ -33,7 +34,8 @@ def plan(build: Callable[[Emit, relax.Expr], relax.Expr], sign_zero: SignZero = 
     function = builder.get()["main"]
     bindings = {b.var: b.value for block in function.body.blocks for b in block.bindings}
     activation = function.body.blocks[0].bindings[-1].var
-    return plan_binarizer(activation, ValueSetAnalysis(bindings).of(activation), sign_zero)
+    signs = plus_signs(bindings) if sign_zero == "plus" else set()
+    return plan_binarizer(activation, ValueSetAnalysis(bindings, plus_signs=signs).of(activation), sign_zero)
 
 
 def summary(build: Callable[[Emit, relax.Expr], relax.Expr]) -> tuple[str, float, float, float]:
@@ -86,7 +88,7 @@ def test_spelling(name: str) -> None:
     ],
 )
 def test_near_misses(build: Callable[[Emit, relax.Expr], relax.Expr], reason: str) -> None:
-    found = plan(build)
+    found = plan(build, "exact")
     assert isinstance(found, NotBinary), found
     assert found.reason == reason
 
@@ -97,13 +99,10 @@ def test_exact_zero_keeps_three_values() -> None:
     assert (found.predicate, found.alphabet) == ("ternary", "ternary")
 
 
-def test_plus_is_said() -> None:
-    found = plan(lambda e, x: op.sign(x))
+def test_larqs_sign_says_itself_what_becomes_of_0() -> None:
+    found = plan(lambda e, x: op.sign(e(op.add(e(op.sign(x)), const(0.1)))), "exact")
     assert isinstance(found, Binarizer)
-    assert found.zero_taken_as_plus
-    found = plan(lambda e, x: op.sign(e(op.add(e(op.sign(x)), const(0.1)))))
-    assert isinstance(found, Binarizer)
-    assert not found.zero_taken_as_plus, "larq's sign says itself what becomes of 0"
+    assert (found.predicate, found.alphabet) == ("ge", "bipolar")
 
 
 def test_pad_before_a_sign_is_a_pad_after_it() -> None:
@@ -176,7 +175,7 @@ def test_products_of_one_axis_have_no_channels() -> None:
 
 @pytest.mark.parametrize("mask", ["computed", "constant"])
 def test_zeros_of_a_mask_are_not_signs_of_zero(mask: str) -> None:
-    """Sign(x) times a mask: 0 where the mask is 0, and so no 0 that may be taken as +1."""
+    """Sign(x) times a mask: 0 where the mask is 0, whatever Sign makes of 0."""
 
     def masked(e: Emit, x: relax.Expr) -> relax.Expr:
         other = e(op.add(x, const(1)))
@@ -187,7 +186,6 @@ def test_zeros_of_a_mask_are_not_signs_of_zero(mask: str) -> None:
     found = plan(masked)
     assert isinstance(found, Binarizer)
     assert found.alphabet == "ternary"
-    assert not found.zero_taken_as_plus
 
 
 @pytest.mark.parametrize(("mode", "is_selection"), [("asymmetric", True), ("tf_crop_and_resize", False)])

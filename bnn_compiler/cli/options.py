@@ -16,8 +16,8 @@ def compile_options(command: Command) -> Command:
     """Add what decides how a model is compiled: target, input shapes, algorithm, the sign of zero."""
     for option in (
         click.option(
-            "--sign-zero", type=click.Choice(["plus", "exact"]), default="plus", show_default=True,
-            help="What Sign(0) of a float tensor is: +1, or ONNX's 0.",
+            "--sign-zero", type=click.Choice(["auto", "plus", "exact"]), default="auto", show_default=True,
+            help="What Sign(0) is in front of a binary layer: +1, ONNX's 0, or whichever fits each Sign.",
         ),
         click.option(
             "--max-depth", type=click.IntRange(min=1), default=8, show_default=True,

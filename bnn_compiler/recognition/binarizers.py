@@ -56,7 +56,6 @@ class Binarizer:
     alphabet: Alphabet
     moves: tuple[Call, ...] = ()
     padding: Padding | None = None
-    zero_taken_as_plus: bool = False
     levels: tuple[float, ...] = ()
     direction: Array | None = None
     rounded: bool = False
@@ -66,7 +65,6 @@ class Binarizer:
     def remarks(self) -> str:
         """What a reader of the report should know of a layer with this activation; empty if nothing."""
         remarks = {
-            "sign(0) taken as +1": self.zero_taken_as_plus,
             f"0/0, NaN in the model, taken as {self.low:g} or {self.high:g}": self.undefined,
             f"activations are {self.low:g} and {self.high:g} up to rounding": self.rounded,
         }
@@ -81,26 +79,23 @@ def plan_binarizer(activation: relax.Expr, known: ValueSet | None, sign_zero: Si
         return NotBinary("activations_not_two_valued", "the activation takes infinite or undefined values")
     if known.undefined and sign_zero == "exact":
         return NotBinary("activations_not_two_valued", "the activation is NaN where its divisor is 0")
-    plan = _plan(activation, known, sign_zero)
+    plan = _plan(activation, known)
     if isinstance(plan, NotBinary) or known.is_exact:
         return plan
     return replace(plan, rounded=known.rounded, undefined=known.undefined)
 
 
-def _plan(activation: Var, known: ValueSet, sign_zero: SignZero) -> Binarizer | NotBinary:
+def _plan(activation: Var, known: ValueSet) -> Binarizer | NotBinary:
     steps = known.steps
     if steps is not None and dtype_of(steps.base) == "float32" and (steps.threshold.size == 1 or not steps.moves):
-        plan = _from_steps(steps, sign_zero)
+        plan = _from_steps(steps)
         if plan is not None:
             return plan
-    return _from_values(activation, known, sign_zero)
+    return _from_values(activation, known)
 
 
-def _from_steps(steps: StepFunction, sign_zero: SignZero) -> Binarizer | None:
+def _from_steps(steps: StepFunction) -> Binarizer | None:
     below, equal, above, nan = steps.regions
-    assumed = steps.soft_zero and sign_zero == "plus"
-    if assumed:
-        equal = above
     reached = {float(value) for value in (below, equal, above) if value is not None}
     if len(reached) == 3:
         low, high = min(reached), max(reached)
@@ -129,17 +124,14 @@ def _from_steps(steps: StepFunction, sign_zero: SignZero) -> Binarizer | None:
         return None
     predicate = names[1] if _is(nan, high) else names[0]
     threshold = steps.threshold.astype(np.float32)
-    return Binarizer(steps.base, threshold, predicate, low, high, alphabet, steps.moves, steps.padding, assumed)
+    return Binarizer(steps.base, threshold, predicate, low, high, alphabet, steps.moves, steps.padding)
 
 
-def _from_values(activation: Var, known: ValueSet, sign_zero: SignZero) -> Binarizer | NotBinary:
+def _from_values(activation: Var, known: ValueSet) -> Binarizer | NotBinary:
     """Pack the activation's own float values: they are exactly ``low`` or ``high`` (or a sign's 0)."""
     values = sorted(known.values)
-    assumed = known.soft_zero and sign_zero == "plus" and len(values) == 3 and values[0] == -values[2]
     if len(values) == 3 and values[1] == 0.0 and values[0] == -values[2]:
         zero = np.zeros((), np.float32)
-        if assumed:
-            return Binarizer(activation, zero, "ge", values[0], values[2], "bipolar", zero_taken_as_plus=True)
         return Binarizer(activation, zero, "ternary", values[0], values[2], "ternary")
     if len(values) != 2:
         shown = ", ".join(f"{value:g}" for value in values[:5]) + (", …" if len(values) > 5 else "")

@@ -82,8 +82,6 @@ class CodePlanner:
         levels = None if start.same_as(plan.base) else self._chains.levels(plan.base, start, MOST_CODE + 1)
         if levels is None or (levels.axis is not None and (plan.moves or levels.axis != channel_axis)):
             return plan
-        if plan.zero_taken_as_plus and 0.0 in levels.values:
-            return plan
         passed = [_compared(np.float32(value), plan.predicate, plan.threshold) for value in levels.values]
         switches = [i for i in range(1, len(passed)) if passed[i] != passed[i - 1]]
         if len(switches) != 1:
@@ -100,7 +98,6 @@ class CodePlanner:
             threshold=threshold.reshape(trailing),
             direction=direction,
             predicate=names[0] if levels.nan_is_top else names[1],
-            zero_taken_as_plus=False,
         )
 
     def _start_of(self, variable: Var) -> Var:

@@ -13,7 +13,7 @@ import tvm
 
 from bnn_compiler.composites import binary_composites, composite_names, read_composite
 from bnn_compiler.frontend import import_onnx
-from bnn_compiler.passes import FoldBatchNorm, PartitionBinaryOps
+from bnn_compiler.passes import DecideSignZeros, FoldBatchNorm, PartitionBinaryOps
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ def binary_layer_signs(
         BnncError: the model is refused.
     """
     imported = import_onnx(model, input_shapes=dict(input_shapes or {}))
-    module = tvm.transform.Sequential([FoldBatchNorm(), PartitionBinaryOps()])(imported.module)
+    module = tvm.transform.Sequential([FoldBatchNorm(), DecideSignZeros(), PartitionBinaryOps()])(imported.module)
     return tuple(_read(module))
 
 

@@ -15,7 +15,7 @@ A match is the layer in canonical form (``canonical_form``), starting at the ten
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +38,13 @@ from bnn_compiler.recognition.value_sets import ValueSetAnalysis
 from bnn_compiler.report import Status
 
 
+#: Operators that may be layers.
+PRODUCTS = frozenset(
+    f"relax.{name}"
+    for name in ("nn.conv1d", "nn.conv2d", "nn.conv3d", "nn.conv1d_transpose", "nn.conv2d_transpose", "matmul")
+)
+
+
 class LayerMatcher:
     """Applies the conditions of the module's docstring to the products of one function."""
 
@@ -47,6 +54,7 @@ class LayerMatcher:
         names: Mapping[str, Any],
         sign_zero: SignZero,
         functions: Functions | None = None,
+        signs: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.bindings = {b.var: b.value for block in function.body.blocks for b in block.bindings}
         self.analysis = ValueSetAnalysis(self.bindings, functions)
@@ -55,6 +63,7 @@ class LayerMatcher:
         self._names = names
         self.has_names = bool(names)
         self._sign_zero = sign_zero
+        self._signs = {entry["output"]: entry for entry in signs}
         chains = MonotoneChains(self.bindings, self.analysis.constants)
         self._codes = CodePlanner(
             self.bindings, chains, self.uses, lambda v: not self.has_names or self.tensor_name(v) is not None
@@ -85,6 +94,10 @@ class LayerMatcher:
         operand: str | None = self._names.get(variable.name, {}).get("operand")
         return operand
 
+    def sign_zero_of(self, sign: Var) -> Mapping[str, Any] | None:
+        """What ``DecideSignZeros`` said of the ``Sign`` that gives a variable."""
+        return self._signs.get(self.tensor_name(sign))
+
     def describe(self, variable: Var) -> str:
         """A tensor for people: its ONNX name and operator, or Relax's."""
         entry = self._names.get(variable.name, {})
@@ -99,7 +112,7 @@ class LayerMatcher:
         weights = self.analysis.constants.value(kernel)
         if weights is None:
             return NotBinary("weights_not_constant", "the weights depend on an input of the graph"), "float"
-        binary = analyse_weights(_output_channels_first(call, weights, left_weight=left_weight))
+        binary = analyse_weights(output_channels_first(call, weights, left_weight=left_weight))
         if not isinstance(binary, BinaryWeights):
             return binary, "float"
         plan = plan_binarizer(data, self.analysis.of(data), self._sign_zero)
@@ -136,7 +149,7 @@ class LayerMatcher:
         """Instead of the two values that a chain makes, pack what the chain starts from."""
         if not plan.base.same_as(data):
             return self._codes.from_earlier(plan, channel_axis)
-        if plan.alphabet == "ternary" or plan.zero_taken_as_plus or plan.rounded:
+        if plan.alphabet == "ternary" or plan.rounded:
             return plan
         found = self._plan_codes(data, channel_axis)
         return plan if found is None or found.levels else found
@@ -154,7 +167,7 @@ class LayerMatcher:
         return plan
 
 
-def _output_channels_first(call: Call, weights: Array, *, left_weight: bool) -> Array:
+def output_channels_first(call: Call, weights: Array, *, left_weight: bool) -> Array:
     """``weights`` with the axis of the output channels or features first."""
     name = op_name(call)
     if name == "relax.matmul" and not left_weight:

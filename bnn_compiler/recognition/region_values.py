@@ -68,6 +68,8 @@ class RegionValues:
         if isinstance(definition, Call) and is_elementwise(definition) and depth < _MAX_DEPTH:
             operands = [self.of(operand, depth + 1) for operand in elementwise_operands(definition)]
             known = [operand for operand in operands if operand is not None]
+            if variable in self._analysis.plus_signs and known and known[0].point is not None and known[0].point == 0:
+                return LinearForm.of_point(np.ones((), dtype_of(variable)))
             if len(known) == len(operands):
                 with np.errstate(all="ignore"):
                     return _apply(variable, definition, known)
@@ -149,7 +151,13 @@ def _of_form(name: str, call: Call, operands: list[LinearForm]) -> LinearForm | 
                 return LinearForm.of_point(np.asarray(1 if first.is_same(second) else -1, dtype))
         case _ if name in _COMPARISONS:
             return _compared(name, first.range, second.range)
+        case "relax.equal" | "relax.not_equal" if _apart(first.range, second.range):
+            return LinearForm.of_point(np.asarray(name == "relax.not_equal"))
     return None
+
+
+def _apart(left: Interval, right: Interval) -> bool:
+    return left.high < right.low or right.high < left.low
 
 
 def _compared(name: str, left: Interval, right: Interval) -> LinearForm | None:

@@ -15,7 +15,7 @@ Where x takes finitely many values (a rounded, clipped tensor), every value is a
 
 Conditions on x: beyond ±2^63 the polynomial of ApproxSign overflows and the model itself gives NaN, so such x count as
 NaN does. A region in which the model gives NaN (x/|x| at 0) must be a single point and impossible for x, or x must be a
-general float: then it is taken as the region above, and reported.
+general float: that hits the point by accident only: then it is taken as the region above, and reported.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from bnn_compiler.constants import (
     static_shape,
 )
 from bnn_compiler.recognition.intervals import Interval
+from bnn_compiler.recognition.mixture_sums import significand_bits
 from bnn_compiler.recognition.step_function import MAX_RESIDUE, Region, StepFunction
-from bnn_compiler.recognition.value_bounds import reaches_value
 
 if TYPE_CHECKING:
     from bnn_compiler.recognition.value_sets import ValueSetAnalysis
@@ -88,7 +88,7 @@ def _as_function_of(base: Var, result: Var, analysis: ValueSetAnalysis) -> StepF
         if value is None:
             return None
         if value.point is not None and np.isnan(value.point):
-            if not part.is_point or reaches_value(base, part.where.low, analysis):
+            if not part.is_point or analysis.mixtures.of(base).has_atom(part.where.low):
                 return None
             undefined = True
         elif value.point is not None and not np.isfinite(value.point):
@@ -104,19 +104,7 @@ def _as_function_of(base: Var, result: Var, analysis: ValueSetAnalysis) -> StepF
     found = _step_function(base, _snapped(parts), nan)
     if found is None:
         return None
-    soft = any(_is_soft_sign(entry, base, analysis) for entry in chain) and found.is_sign_like
-    return replace(found, soft_zero=soft, undefined=undefined)
-
-
-def _is_soft_sign(entry: Var, base: Var, analysis: ValueSetAnalysis) -> bool:
-    known = analysis.of(entry)
-    return (
-        op_name(analysis.definition(entry)) == "relax.sign"
-        and known is not None
-        and known.soft_zero
-        and known.steps is not None
-        and bool(known.steps.base.same_as(base))
-    )
+    return replace(found, undefined=undefined)
 
 
 def element_wise_chain(result: Var, base: Var | None, analysis: ValueSetAnalysis) -> list[Var]:
@@ -201,7 +189,7 @@ def _parts(base: Var, limits: Sequence[float], analysis: ValueSetAnalysis) -> li
         before = float(np.nextafter(dtype(limit), dtype(-np.inf)))
         if start <= before:
             parts.append(_Part(Interval(start, before), is_point=False))
-        if reaches_value(base, limit, analysis) is not False:
+        if analysis.mixtures.of(base).can_equal(limit) is not False:
             parts.append(_Part(Interval(limit, limit), is_point=True))
         start = float(np.nextafter(dtype(limit), dtype(np.inf)))
     if start <= high:
@@ -211,7 +199,7 @@ def _parts(base: Var, limits: Sequence[float], analysis: ValueSetAnalysis) -> li
 
 def _snapped(parts: Sequence[_Part]) -> list[_Part]:
     """``parts`` with magnitudes that differ by rounding alone made one: the one with the shortest significand."""
-    sizes = sorted({abs(float(part.value)) for part in parts if part.value is not None}, key=_significand_bits)
+    sizes = sorted({abs(float(part.value)) for part in parts if part.value is not None}, key=significand_bits)
     snapped = []
     for part in parts:
         assert part.value is not None
@@ -220,12 +208,6 @@ def _snapped(parts: Sequence[_Part]) -> list[_Part]:
         value = np.asarray(math.copysign(size, number), part.value.dtype)
         snapped.append(replace(part, value=value, rounded=part.rounded or size != abs(number)))
     return snapped
-
-
-def _significand_bits(value: float) -> int:
-    """How many bits the significand of a finite float takes: 1 for powers of two, 0 for 0."""
-    significand = int(math.frexp(value)[0] * 2.0**53)
-    return (significand // (significand & -significand)).bit_length() if significand else 0
 
 
 def _step_function(base: Var, parts: Sequence[_Part], nan: Array) -> StepFunction | None:

@@ -10,7 +10,6 @@ representatives, in the model's own arithmetic, instead of being recognised by i
 
 A region that x cannot reach is ``None`` (x = ReLU(…) is never below 0, so its sign is a {0, 1} tensor).
 
-``soft_zero``: the only way to the value 0 is ``Sign(0)`` of a general float, which binary engines take as +1.
 ``rounded``: the tensor holds the values only up to float rounding (``residue``): (sign − clip) + clip.
 ``undefined``: the model computes NaN at the threshold (x/|x| at 0), and the value above it is taken.
 """
@@ -58,7 +57,6 @@ class StepFunction:
     nan: Region
     moves: tuple[Call, ...] = ()
     padding: Padding | None = None
-    soft_zero: bool = False
     rounded: bool = False
     undefined: bool = False
 
@@ -118,7 +116,7 @@ def cut(
 
 
 def combine(evaluate: Evaluate, operands: Sequence[StepFunction | Array]) -> StepFunction:
-    """Apply an element-wise operator to step functions of the same partition and scalars; soft zeros become hard."""
+    """Apply an element-wise operator to step functions of the same partition and scalars."""
     first = next(operand for operand in operands if isinstance(operand, StepFunction))
 
     def at(region: int) -> Region:
@@ -141,4 +139,4 @@ def combine(evaluate: Evaluate, operands: Sequence[StepFunction | Array]) -> Ste
                 for operand in operands
             ]
             padding = replace(padding, value=float(evaluate(arguments)))
-    return replace(first, below=below, equal=equal, above=above, nan=nan, padding=padding, soft_zero=False)
+    return replace(first, below=below, equal=equal, above=above, nan=nan, padding=padding)

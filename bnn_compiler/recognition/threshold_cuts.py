@@ -1,13 +1,12 @@
 """Where step functions start: ``Sign``, or a comparison with a constant, cuts a float tensor at a threshold.
 
 What the tensor can reach decides which regions the step function has: bounds of general floats (``ValueBounds``), the
-very values where the tensor is made of integers (``reaches_value``).
+very values where it takes no others than are known (``mixtures``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +16,6 @@ from tvm.ir import Call, Var
 from bnn_compiler.constants import Array, apply_elementwise, dtype_of, op_name, static_shape
 from bnn_compiler.recognition.residue import COMPARISONS
 from bnn_compiler.recognition.step_function import Evaluate, Padding, StepFunction, cut
-from bnn_compiler.recognition.value_bounds import reaches_value
 
 if TYPE_CHECKING:
     from bnn_compiler.recognition.value_sets import ValueSetAnalysis
@@ -30,7 +28,7 @@ def threshold_cut(call: Call, analysis: ValueSetAnalysis) -> StepFunction | None
         if not dtype_of(call).startswith("float"):
             return None  # integers have no NaN, and no pack: three values, or what their set gives
         zero = np.zeros((), dtype_of(call.args[0]) or "float32")
-        return _cut(analysis, call.args[0], zero, lambda distance: np.sign(distance[0]), is_sign=True)
+        return _cut(analysis, call.args[0], zero, lambda distance: np.sign(distance[0]))
     if name not in COMPARISONS:
         return None
     for data, limit, flipped in ((call.args[0], call.args[1], False), (call.args[1], call.args[0], True)):
@@ -46,12 +44,12 @@ def threshold_cut(call: Call, analysis: ValueSetAnalysis) -> StepFunction | None
         def compare(distance: Sequence[Array], zero: Array = zero, flipped: bool = flipped) -> Array:
             return apply_elementwise(name, [zero, distance[0]] if flipped else [distance[0], zero])
 
-        return _cut(analysis, data, threshold, compare, is_sign=False)
+        return _cut(analysis, data, threshold, compare)
     return None
 
 
 def _cut(
-    analysis: ValueSetAnalysis, data: relax.Expr, threshold: Array, evaluate: Evaluate, *, is_sign: bool
+    analysis: ValueSetAnalysis, data: relax.Expr, threshold: Array, evaluate: Evaluate
 ) -> StepFunction | None:
     if not isinstance(data, Var) or not np.all(np.isfinite(threshold)):
         return None
@@ -59,12 +57,9 @@ def _cut(
     bounds = analysis.bounds.of(base)
     below, above = bounds.low < np.max(threshold), bounds.high > np.min(threshold)
     equal = bounds.low <= np.max(threshold) and bounds.high >= np.min(threshold)
-    # A base that is never below (or never above) 0 makes a {0, 1} tensor, and its 0 is a real 0.
-    soft = is_sign and below and equal and above
-    reached = reaches_value(base, 0.0, analysis) if is_sign and equal else None
-    if reached is not None:  # an integer-valued convolution: known exactly, so 0 is honoured or impossible
-        soft, equal = False, reached
-    return replace(cut(base, threshold, evaluate, reachable=(below, equal, above), padding=padding), soft_zero=soft)
+    if equal and threshold.size == 1 and analysis.mixtures.of(base).can_equal(float(threshold.reshape(()))) is False:
+        equal = False
+    return cut(base, threshold, evaluate, reachable=(below, equal, above), padding=padding)
 
 
 def _through_padding(analysis: ValueSetAnalysis, data: Var, threshold: Array) -> tuple[Var, Padding | None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,9 +29,10 @@ from bnn_compiler.constants import (
 )
 from bnn_compiler.recognition.element_selection import Functions, selected_operands
 from bnn_compiler.recognition.intervals import Interval, apply_to_intervals
+from bnn_compiler.recognition.mixture_analysis import MixtureAnalysis
 from bnn_compiler.recognition.region_values import RegionValues
 from bnn_compiler.recognition.residue import COMPARISONS, compared_tensors, find_residue
-from bnn_compiler.recognition.step_function import Padding, StepFunction, combine
+from bnn_compiler.recognition.step_function import StepFunction, combine
 from bnn_compiler.recognition.threshold_cuts import spatial_padding, threshold_cut
 from bnn_compiler.recognition.value_bounds import ValueBounds
 
@@ -41,7 +43,6 @@ _MOVES = {"relax.permute_dims", "relax.reshape", "relax.flatten", "relax.expand_
 _ROUNDING = {"relax.round", "relax.floor", "relax.ceil"}
 # Of NaN they make NaN: what is undefined stays so.
 _PROPAGATES_NAN = {"relax.negative", "relax.multiply", "relax.divide", "relax.add", "relax.subtract"}
-_KEEPS_SOFT_ZERO = {"relax.negative", "relax.multiply", "relax.divide", "relax.astype"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +51,13 @@ class ValueSet:
 
     values: frozenset[float]
     steps: StepFunction | None = None
-    soft_zero: bool = False
     rounded: bool = False
     undefined: bool = False
 
     @classmethod
     def of_steps(cls, steps: StepFunction) -> ValueSet:
         """The set of a step function's values."""
-        return cls(steps.values, steps, _stays_soft(steps.soft_zero, steps.padding), steps.rounded, steps.undefined)
+        return cls(steps.values, steps, steps.rounded, steps.undefined)
 
     @property
     def is_exact(self) -> bool:
@@ -70,13 +70,23 @@ class ValueSet:
 
 
 class ValueSetAnalysis:
-    """Value sets of the variables of one Relax function (``bindings``: its variables' definitions)."""
+    """Value sets of the variables of one Relax function (``bindings``: its variables' definitions).
 
-    def __init__(self, bindings: Mapping[Var, relax.Expr], functions: Functions | None = None) -> None:
+    ``plus_signs`` are results of ``Sign`` that count as +1 at zero (``sign_zeros``).
+    """
+
+    def __init__(
+        self,
+        bindings: Mapping[Var, relax.Expr],
+        functions: Functions | None = None,
+        plus_signs: AbstractSet[Var] = frozenset(),
+    ) -> None:
         self._bindings = bindings
+        self.plus_signs = plus_signs
         self.functions: Functions = functions or {}
         self.constants = ConstantEvaluator(bindings)
         self.bounds = ValueBounds(self)
+        self.mixtures = MixtureAnalysis(self)
         self._known: dict[Var, ValueSet | None] = {}
         # The tensors that are compared in the element-wise chain above a variable (``residue``).
         self.compared: dict[Var, tuple[Var, ...]] = {}
@@ -122,6 +132,8 @@ class ValueSetAnalysis:
         if not isinstance(definition, Call | relax.TupleGetItem):
             return None
         known = self._of_definition(definition)
+        if known is not None and variable in self.plus_signs:
+            known = _positive_at_zero(known)
         if not isinstance(definition, Call) or not is_elementwise(definition):
             return known
         self.compared[variable] = compared_tensors(definition, self)
@@ -131,6 +143,15 @@ class ValueSetAnalysis:
             if residue is not None and (known is None or 1 < len(residue.values) <= _MOST_SIGNS):
                 known = ValueSet.of_steps(residue)
         return known
+
+    def forget(self, variables: AbstractSet[Var]) -> None:
+        """Drop what is known of ``variables``: a ``Sign`` that they are made from was decided."""
+        for variable in variables:
+            self._known.pop(variable, None)
+            self.compared.pop(variable, None)
+        self.bounds.forget(variables)
+        self._regions.clear()
+        self.mixtures.forget()
 
     def in_region(self, base: Var, where: Interval, *, is_point: bool) -> RegionValues:
         """Values while ``base`` lies in ``where``; shared by all who ask, so that no operator is evaluated twice."""
@@ -204,10 +225,7 @@ class ValueSetAnalysis:
         if any(static_shape(arg) != static_shape(call) for arg in arrays_of):
             return None  # the operator broadcasts the step function: no longer one element to one element
         result = combine(lambda arguments: evaluate_elementwise(call, arguments), operands)
-        # While the chain keeps 0 between two opposite values, that 0 still only means Sign(0).
-        alone = sum(isinstance(operand, StepFunction) for operand in operands) == 1
-        soft = first.soft_zero and alone and result.is_sign_like
-        return replace(result, soft_zero=soft, undefined=any(entry.undefined for entry in known if entry is not None))
+        return replace(result, undefined=any(entry.undefined for entry in known if entry is not None))
 
     def _combine_sets(self, call: Call, name: str) -> ValueSet | None:
         """Cross product of the operands' sets; a comparison of anything is {0, 1}."""
@@ -232,10 +250,7 @@ class ValueSetAnalysis:
                     continue
                 operands = [np.asarray(value, dtype) for value, dtype in zip(choice, dtypes, strict=True)]
                 results.add(float(evaluate_elementwise(call, operands)))
-        # A mask's 0 is a real one.
-        hard = [entry for entry in known if not entry.soft_zero]
-        soft = name in _KEEPS_SOFT_ZERO and len(hard) == len(known) - 1 and all(0.0 not in e.values for e in hard)
-        combined = _bounded(frozenset(results), soft_zero=soft)
+        combined = _bounded(frozenset(results))
         return combined and replace(combined, undefined=any(entry.undefined for entry in known))
 
     def _whole_numbers(self, call: Call, name: str) -> ValueSet | None:
@@ -263,29 +278,28 @@ class ValueSetAnalysis:
             return None
         values = inner.values | {float(call.attrs.pad_value)}
         if padding is None or inner.steps is None or inner.steps.padding is not None:
-            soft = inner.soft_zero and float(call.attrs.pad_value) != 0
-            padded = _bounded(values, soft_zero=soft, rounded=inner.rounded)
+            padded = _bounded(values, rounded=inner.rounded)
             return padded and replace(padded, undefined=inner.undefined)
-        soft = _stays_soft(inner.soft_zero, padding)
-        return replace(inner, values=values, soft_zero=soft, steps=replace(inner.steps, padding=padding))
+        return replace(inner, values=values, steps=replace(inner.steps, padding=padding))
 
     def _union(self, sets: Sequence[ValueSet | None]) -> ValueSet | None:
         """What a selection of elements of tensors with these sets may hold."""
         known = [entry for entry in sets if entry is not None]
         if not known or len(known) < len(sets):
             return None
-        hard_zero = any(0.0 in entry.values and not entry.soft_zero for entry in known)
-        soft = any(entry.soft_zero for entry in known) and not hard_zero
         values = frozenset().union(*(entry.values for entry in known))
-        union = _bounded(values, soft_zero=soft, rounded=any(entry.rounded for entry in known))
+        union = _bounded(values, rounded=any(entry.rounded for entry in known))
         return union and replace(union, undefined=any(entry.undefined for entry in known))
 
 
-def _stays_soft(soft_zero: bool, padding: Padding | None) -> bool:
-    """Zeros of a pad are no signs: whoever sees the values alone cannot tell the two apart."""
-    return soft_zero and (padding is None or padding.value != 0.0)
+def _positive_at_zero(known: ValueSet) -> ValueSet:
+    """What ``Sign`` gives where it counts as +1 at zero; of a pad that it sees, zeros stay zeros."""
+    steps = known.steps
+    if steps is None:
+        return ValueSet(known.values - {0.0} | ({1.0} if 0.0 in known.values else set()))
+    return ValueSet.of_steps(replace(steps, equal=None if steps.equal is None else np.ones_like(steps.equal)))
 
 
-def _bounded(values: frozenset[float], *, soft_zero: bool = False, rounded: bool = False) -> ValueSet | None:
+def _bounded(values: frozenset[float], *, rounded: bool = False) -> ValueSet | None:
     finite = len(values) <= MAX_SET_SIZE and all(math.isfinite(value) for value in values)
-    return ValueSet(values, soft_zero=soft_zero, rounded=rounded) if finite else None
+    return ValueSet(values, rounded=rounded) if finite else None

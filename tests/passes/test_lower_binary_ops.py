@@ -16,7 +16,7 @@ from bnn_compiler.errors import TargetError
 from bnn_compiler.frontend import import_onnx
 from bnn_compiler.kernels.kernel_choice import ChoiceOptions
 from bnn_compiler.layers import BinaryLayer
-from bnn_compiler.passes import CompileBinaryOps, FoldBatchNorm, LowerBinaryOps, PartitionBinaryOps
+from bnn_compiler.passes import CompileBinaryOps, DecideSignZeros, FoldBatchNorm, LowerBinaryOps, PartitionBinaryOps
 from bnn_compiler.target import parse_target
 from tests.conftest import ModelFinder
 from tests.relax_run import run_by_default
@@ -53,7 +53,7 @@ def test_semantics_through_the_stages(name: str, small_model: ModelFinder) -> No
     target = parse_target("native").tvm_target
     x = integers(imported.inputs[0].shape)
     expected = run_by_default(imported.module, x)
-    partitioned = applied(imported.module, FoldBatchNorm(), PartitionBinaryOps())
+    partitioned = applied(imported.module, FoldBatchNorm(), DecideSignZeros(), PartitionBinaryOps())
     assert binary_composites(partitioned)
     np.testing.assert_array_equal(run_by_default(partitioned, x), expected)
     layers: list[BinaryLayer] = []
@@ -97,7 +97,7 @@ def test_report_of_lowered_layers(small_model: ModelFinder) -> None:
 
 
 def test_a_target_is_needed(small_model: ModelFinder) -> None:
-    partitioned = applied(import_onnx(small_model("base_sign_conv")).module, PartitionBinaryOps())
+    partitioned = applied(import_onnx(small_model("base_sign_conv")).module, DecideSignZeros(), PartitionBinaryOps())
     with pytest.raises(TargetError, match="with target"):
         applied(partitioned, LowerBinaryOps())
 
@@ -109,7 +109,7 @@ def test_derived_constants_are_stored_where_nobody_derives_them(digits: Path) ->
     stored = applied(imported.module, CompileBinaryOps(target, algorithm="bitsliced"))
     assert "expand_program" not in {variable.name_hint for variable in stored.functions}
     options = ChoiceOptions("bitsliced")
-    partitioned = applied(imported.module, FoldBatchNorm(), PartitionBinaryOps(algorithm="bitsliced"))
+    partitioned = applied(imported.module, FoldBatchNorm(), DecideSignZeros(), PartitionBinaryOps(algorithm="bitsliced"))
     derived = applied(partitioned, LowerBinaryOps(target, options, derive=True))
     x = np.random.default_rng(0).random(imported.inputs[0].shape).astype(np.float32)
     outputs = []

@@ -8,7 +8,7 @@ import pytest
 
 from bnn_compiler.composites import binary_composites, read_composite
 from bnn_compiler.frontend import import_onnx
-from bnn_compiler.passes import FoldBatchNorm, PartitionBinaryOps
+from bnn_compiler.passes import DecideSignZeros, FoldBatchNorm, PartitionBinaryOps
 from tests.conftest import ModelFinder
 from tests.frontend.onnx_text import parse
 from tests.small_relax_modules import applied
@@ -85,7 +85,7 @@ EXPECTED: dict[str, tuple[tuple[int, int, int], list[str]]] = {
 def test_small_graph(name: str, small_model: ModelFinder) -> None:
     counts, reasons = EXPECTED[name]
     module = applied(import_onnx(small_model(name)).module, FoldBatchNorm())
-    partitioned = applied(module, PartitionBinaryOps())
+    partitioned = applied(module, DecideSignZeros(), PartitionBinaryOps())
     layers = json.loads(str(partitioned.attrs["bnnc.layers"]))
     found = tuple(sum(layer["status"] == status for layer in layers) for status in ("binary", "binary_weight", "float"))
     assert found == counts, layers
@@ -108,7 +108,7 @@ NETWORKS: dict[str, tuple[tuple[int, int, int], set[str]]] = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_network(name: str, network: ModelFinder) -> None:
     counts, reasons = NETWORKS[name]
-    module = applied(import_onnx(network(name)).module, FoldBatchNorm(), PartitionBinaryOps())
+    module = applied(import_onnx(network(name)).module, FoldBatchNorm(), DecideSignZeros(), PartitionBinaryOps())
     layers = json.loads(str(module.attrs["bnnc.layers"]))
     found = tuple(sum(layer["status"] == status for layer in layers) for status in ("binary", "binary_weight", "float"))
     assert found == counts, layers
@@ -119,7 +119,7 @@ def test_network(name: str, network: ModelFinder) -> None:
     ("shift", "status", "detail"),
     [
         (0.25, "binary", ""),  # z/2 + 1/4 is never 0 for an integer z
-        (0.5, "binary_weight", "sign(0) = 0 is kept"),  # z = -1
+        (0.5, "binary_weight", "keeps 0, which is common in 's' (Add)"),  # z = -1
     ],
 )
 def test_whether_an_integer_reaches_zero(shift: float, status: str, detail: str) -> None:
@@ -127,7 +127,7 @@ def test_whether_an_integer_reaches_zero(shift: float, status: str, detail: str)
         <float[7,3] u = {{1,-1,1, 1,1,-1, -1,-1,1, 1,-1,1, 1,1,1, -1,1,1, 1,-1,-1}},
          float[3,3] v = {{1,-1,1, 1,1,-1, -1,-1,1}}, float two = {{2}}, float shift = {{{shift}}}>
         {{ a = Sign(x)  y = MatMul(a, u)  h = Div(y, two)  s = Add(h, shift)  b = Sign(s)  z = MatMul(b, v) }}""")
-    module = applied(import_onnx(model).module, PartitionBinaryOps())
+    module = applied(import_onnx(model).module, DecideSignZeros(), PartitionBinaryOps())
     layer = json.loads(str(module.attrs["bnnc.layers"]))[1]
     assert layer["status"] == status
     assert detail in layer["detail"] if detail else not layer["detail"]
@@ -136,7 +136,7 @@ def test_whether_an_integer_reaches_zero(shift: float, status: str, detail: str)
 @pytest.mark.parametrize(
     ("activation", "detail"),
     [
-        ("s = Sign(x)  a = Mul(s, s)  b = Mul(a, s)", "three-valued activations: sign(0) = 0 is kept"),
+        ("s = Sign(x)  a = Mul(s, s)  b = Mul(a, s)", "three-valued activations: Sign 'Sign_0' keeps 0"),
         (
             "g = Greater(x, zero)  l = Less(x, zero)  p = Cast<to = 1>(g)  n = Cast<to = 1>(l)  b = Sub(p, n)",
             "activations take the values -1, 0 and 1",
@@ -148,7 +148,7 @@ def test_three_values_with_and_without_a_sign(activation: str, detail: str) -> N
     model = parse(f"""g (float[2,3] x) => (float[2,3] z)
         <float low = {{-1}}, float high = {{1}}, float zero = {{0}}, float[3,3] v = {{1,-1,1, 1,1,-1, -1,-1,1}}>
         {{ {activation}  z = MatMul(b, v) }}""")
-    module = applied(import_onnx(model).module, PartitionBinaryOps(sign_zero="exact"))
+    module = applied(import_onnx(model).module, DecideSignZeros("exact"), PartitionBinaryOps(sign_zero="exact"))
     (layer,) = json.loads(str(module.attrs["bnnc.layers"]))
     assert (layer["reason"], layer["detail"]) == ("activations_not_two_valued", detail)
 
@@ -157,7 +157,7 @@ def test_a_layer_that_no_kernel_takes_is_binary_all_the_same() -> None:
     model = parse("""g (double[2,8] x) => (double[2,3] y)
         <double[8,3] w = {1,-1,1, 1,1,-1, -1,-1,1, 1,-1,1, 1,1,1, -1,1,1, 1,-1,-1, 1,1,1}>
         { a = Sign(x)  y = MatMul(a, w) }""")
-    module = applied(import_onnx(model).module, PartitionBinaryOps())
+    module = applied(import_onnx(model).module, DecideSignZeros(), PartitionBinaryOps())
     (layer,) = json.loads(str(module.attrs["bnnc.layers"]))
     assert (layer["status"], layer["reason"], layer["algorithm"]) == ("binary", "unsupported_form", "float")
     assert "float64" in layer["detail"]
@@ -172,31 +172,31 @@ def test_a_layer_that_no_kernel_takes_is_binary_all_the_same() -> None:
     ],
 )
 def test_the_tensor_that_is_not_two_valued_is_named(name: str, sentence: str, small_model: ModelFinder) -> None:
-    module = applied(import_onnx(small_model(name)).module, PartitionBinaryOps())
+    module = applied(import_onnx(small_model(name)).module, DecideSignZeros(), PartitionBinaryOps())
     details = [layer["detail"] for layer in json.loads(str(module.attrs["bnnc.layers"]))]
     assert any(sentence in detail for detail in details), details
 
 
 def test_float_algorithm_only_reports(small_model: ModelFinder) -> None:
-    module = applied(import_onnx(small_model("base_sign_conv")).module, PartitionBinaryOps(algorithm="float"))
+    module = applied(import_onnx(small_model("base_sign_conv")).module, DecideSignZeros(), PartitionBinaryOps(algorithm="float"))
     (layer,) = json.loads(str(module.attrs["bnnc.layers"]))
     assert (layer["status"], layer["algorithm"], layer["reason"]) == ("binary", "float", "algorithm_forced")
     assert not binary_composites(module)
 
 
-@pytest.mark.parametrize("mode", ["plus", "exact"])
+@pytest.mark.parametrize("mode", ["auto", "plus", "exact"])
 def test_sign_of_zero_of_a_general_float(mode: str, small_model: ModelFinder) -> None:
-    module = applied(import_onnx(small_model("base_sign_conv")).module, PartitionBinaryOps(sign_zero=mode))  # type: ignore[arg-type]
+    decide = DecideSignZeros(mode)  # type: ignore[arg-type]
+    module = applied(import_onnx(small_model("base_sign_conv")).module, decide, PartitionBinaryOps())
     (layer,) = json.loads(str(module.attrs["bnnc.layers"]))
     (spec,) = (read_composite(function) for function in binary_composites(module).values())
-    if mode == "plus":
+    if mode != "exact":
         assert (layer["status"], spec.predicate) == ("binary", "ge")
-        assert "sign(0)" in layer["detail"]
     else:
         assert (layer["status"], spec.predicate) == ("binary_weight", "ternary")
 
 
 def test_partition_twice_changes_nothing(small_model: ModelFinder) -> None:
-    once = applied(import_onnx(small_model("bn_sign_opset17")).module, PartitionBinaryOps())
-    twice = applied(once, PartitionBinaryOps())
+    once = applied(import_onnx(small_model("bn_sign_opset17")).module, DecideSignZeros(), PartitionBinaryOps())
+    twice = applied(once, DecideSignZeros(), PartitionBinaryOps())
     assert {str(variable) for variable in once.functions} == {str(variable) for variable in twice.functions}

@@ -10,7 +10,7 @@ import numpy as np
 
 from bnn_compiler.build import build_library
 from bnn_compiler.compiled_network import CompiledNetwork
-from bnn_compiler.driver import lower_model
+from bnn_compiler.driver import lower_model, plus_tensors
 from bnn_compiler.frontend import import_onnx
 from bnn_compiler.options import CompileOptions
 from bnn_compiler.target import parse_target
@@ -36,7 +36,7 @@ def disagreements(random_model: RandomModel, *, algorithm: str = "auto", sign_ze
     options = CompileOptions(algorithm=algorithm, sign_zero=sign_zero)  # type: ignore[arg-type]
     imported = import_onnx(random_model.model)
     lowered = lower_model(imported, target, options)
-    zeros = [name for layer in lowered.layers for name in layer.zero_tensors]
+    zeros = plus_tensors(lowered.report)
     entries = [{"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype} for spec in imported.inputs]
     results = [{"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype} for spec in imported.outputs]
     manifest = {"model": imported.name, "inputs": entries, "outputs": results, "report": lowered.report}

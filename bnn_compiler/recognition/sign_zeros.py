@@ -1,0 +1,148 @@
+"""What becomes of 0 at each ``Sign`` that makes a layer's activation: ONNX's 0, or +1 as binary engines have it?
+
+ONNX's ``Sign(0)`` is 0, and a bit cannot hold it. ``Decision`` says which of three cases a ``Sign`` is:
+
+- *never*: its operand cannot be 0. Nothing to decide.
+- *plus*: 0 is an accident of float arithmetic (``mixtures``: no atom), and taken as +1. The ``Sign`` then is ±1 for all
+  that reads it, so that what follows can be proven to be binary, too.
+- *kept*: 0 is common. ONNX's value is kept, and a layer that reads it has three-valued activations.
+
+Only a ``Sign`` that leaves a 0 in the activation of a layer with binary weights is decided about: all others keep
+ONNX's 0, as nothing is gained. A constant pad in front of a ``Sign`` is looked through, since the zeros of a frame
+become a binary layer's own zero padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from tvm import relax
+from tvm.ir import Call, Var
+
+from bnn_compiler.constants import dtype_of, elementwise_operands, is_elementwise, op_name
+from bnn_compiler.options import SignZero
+from bnn_compiler.recognition.binary_weights import BinaryWeights, analyse_weights
+from bnn_compiler.recognition.element_selection import Functions, selected_operands
+from bnn_compiler.recognition.matching import PRODUCTS, output_channels_first
+from bnn_compiler.recognition.value_sets import ValueSetAnalysis
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """``sign`` holds the result of a ``Sign`` of ``data``, perhaps behind the constant ``pad`` that the Sign reads.
+
+    ``source`` is the tensor in which 0 becomes common, where it is.
+    """
+
+    sign: Var
+    data: Var
+    pad: Call | None
+    zero: Literal["never", "plus", "kept"]
+    source: Var | None = None
+
+
+def decide_sign_zeros(
+    function: relax.Function,
+    functions: Functions,
+    sign_zero: SignZero,
+    keeps: Callable[[Var], bool] = lambda _: False,
+) -> list[Decision]:
+    """The decisions of ``function``, in its order.
+
+    ``sign_zero``: ``auto`` decides as the module's docstring says, ``plus`` takes every 0 as +1, ``exact`` none.
+    ``keeps`` names results of ``Sign`` that keep 0 whatever the analysis says.
+    """
+    bindings = {b.var: b.value for block in function.body.blocks for b in block.bindings}
+    plus: set[Var] = set()
+    analysis = ValueSetAnalysis(bindings, functions, plus)
+    order = {variable: index for index, variable in enumerate(bindings)}
+    decided: dict[Var, Decision] = {}
+    for variable, call in bindings.items():
+        if not isinstance(call, Call) or op_name(call) not in PRODUCTS:
+            continue
+        activation = _activation(call, analysis)
+        # A decision may let an earlier Sign of the same activation be seen through, or make it decide another way.
+        while activation is not None and (found := _undecided(activation, analysis, decided)):
+            sign = min(found, key=order.__getitem__)
+            decided[sign] = _decide(sign, analysis, sign_zero, keeps)
+            if decided[sign].zero == "plus":
+                plus.add(sign)
+                analysis.forget({later for later, index in order.items() if index >= order[sign]})
+    return [decided[sign] for sign in sorted(decided, key=order.__getitem__)]
+
+
+def signs_behind(activation: relax.Expr, analysis: ValueSetAnalysis) -> list[Var]:
+    """The results of ``Sign`` from which ``activation`` has its 0, nearest first."""
+    found: list[Var] = []
+    seen: set[Var] = set()
+    pending = [activation]
+    while pending:
+        variable = pending.pop()
+        if not isinstance(variable, Var) or variable in seen:
+            continue
+        seen.add(variable)
+        known, definition = analysis.of(variable), analysis.definition(variable)
+        if known is not None and known.is_exact and 0.0 not in known.values:
+            continue
+        if isinstance(definition, Call) and op_name(definition) == "relax.sign":
+            found.append(variable)
+        elif definition is not None:
+            pending += _sources(definition, analysis)
+    return found
+
+
+def _activation(call: Call, analysis: ValueSetAnalysis) -> relax.Expr | None:
+    """The operand of a product with binary weights that holds a few values, 0 among them."""
+    for data, kernel, left in ((call.args[0], call.args[1], False), (call.args[1], call.args[0], True)):
+        if left and op_name(call) != "relax.matmul":
+            return None
+        weights = analysis.constants.value(kernel)
+        if weights is None or analysis.constants.value(data) is not None:
+            continue
+        if not isinstance(analyse_weights(output_channels_first(call, weights, left_weight=left)), BinaryWeights):
+            return None
+        known = analysis.of(data)
+        return data if known is not None and (not known.is_exact or 0.0 in known.values) else None
+    return None
+
+
+def _undecided(activation: relax.Expr, analysis: ValueSetAnalysis, decided: Collection[Var]) -> list[Var]:
+    return [sign for sign in signs_behind(activation, analysis) if sign not in decided]
+
+
+def _decide(
+    sign: Var, analysis: ValueSetAnalysis, sign_zero: SignZero, keeps: Callable[[Var], bool]
+) -> Decision:
+    call = analysis.definition(sign)
+    assert isinstance(call, Call), "signs_behind gives results of Sign"
+    data, pad = call.args[0], None
+    definition = analysis.definition(data)
+    if isinstance(definition, Call) and op_name(definition) == "relax.nn.pad" and isinstance(definition.args[0], Var):
+        mode = str(getattr(definition.attrs, "pad_mode", "constant"))
+        data, pad = (definition.args[0], definition) if mode == "constant" else (data, None)
+    bounds, mixture = analysis.bounds.of(data), analysis.mixtures.of(data)
+    if bounds.low > 0 or bounds.high < 0 or mixture.can_equal(0.0) is False:
+        return Decision(sign, data, pad, "never")
+    # Where the operand has one sign, 0 is the other value of two: {0, 1} is no binariser, but its bit holds it.
+    kept = sign_zero == "exact" or keeps(sign) or not dtype_of(data).startswith("float")
+    kept = kept or bounds.low >= 0 or bounds.high <= 0 or (sign_zero == "auto" and mixture.may_hold_zero)
+    return Decision(sign, data, pad, "kept" if kept else "plus", mixture.zero)
+
+
+def _sources(definition: relax.Expr, analysis: ValueSetAnalysis) -> list[relax.Expr]:
+    selected = selected_operands(definition, analysis.functions)
+    if selected is not None:
+        return selected
+    if not isinstance(definition, Call):
+        return []
+    if is_elementwise(definition):
+        return elementwise_operands(definition)
+    return [definition.args[0]] if op_name(definition) == "relax.nn.pad" else []
+
+
+def padded_sign_value(pad: Call) -> float:
+    """Sign of what a constant pad fills its frame with."""
+    return float(np.sign(float(pad.attrs.pad_value)))
