@@ -32,6 +32,7 @@ from bnn_compiler.target import CompileTarget, parse_target
 from bnn_compiler.tensor_spec import TensorSpec
 from bnn_compiler.trees.cache_folder import cache_folder
 from bnn_compiler.verification.attempts import verify_network
+from bnn_compiler.verification.verify import VerificationResult
 
 Progress = Callable[[str, float], None]
 ModelSource = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -89,13 +90,14 @@ def compile_model(
     if not options.verify:
         compiled, _ = _build(imported, checked, options, report_progress)
     elif checked.is_host:
-        compiled, lowered = _build(imported, checked, options, report_progress)
-        compiled.record(_verify(compiled, model, imported, lowered, checked, report_progress))
+        compiled, _, found = _build_verified(imported, checked, options, model, report_progress)
+        compiled.record(found)
     else:
         # Code for another machine cannot run here; the same passes for this one make code that can.
         host = parse_target("native")
-        here, lowered = _build(imported, host, replace(options, dump_dir=None), _part(report_progress, 0.0, 0.6))
-        found = _verify(here, model, imported, lowered, host, report_progress)
+        quiet = replace(options, dump_dir=None)
+        _, decided, found = _build_verified(imported, host, quiet, model, _part(report_progress, 0.0, 0.6))
+        options = replace(options, exact_signs=decided.exact_signs)
         compiled, _ = _build(imported, checked, options, _part(report_progress, 0.6, 1.0))
         compiled.record(found)
     report_progress("done", 1.0)
@@ -105,6 +107,24 @@ def compile_model(
 def _part(progress: Progress, first: float, last: float) -> Progress:
     """Progress of a part of the work, as progress of all of it."""
     return lambda stage, part: progress(stage, first + (last - first) * part)
+
+
+def _build_verified(
+    imported: ImportedModel, target: CompileTarget, options: CompileOptions, model: ModelSource, progress: Progress
+) -> tuple[CompiledNetwork, CompileOptions, VerificationReport]:
+    """Build for ``target``, which is this machine, and verify; with the options that were right.
+
+    Where verification sees zeros in front of a ``Sign`` that was taken as ±1, the decision was wrong: it keeps them in
+    another build.
+    """
+    while True:
+        compiled, lowered = _build(imported, target, options, progress)
+        result = _verify(compiled, model, imported, lowered, progress)
+        found = result.sign_zeros.keys() - options.exact_signs
+        if options.sign_zero != "auto" or not found:
+            result.raise_for_failure()
+            return compiled, options, result.to_report(target.text)
+        options = replace(options, exact_signs=options.exact_signs | found)
 
 
 def _build(
@@ -132,11 +152,12 @@ def lower_model(
     """Run all phases of the pipeline on an imported model."""
     layers: list[BinaryLayer] = []
     choice = _choice(options, target, progress)
-    signs = {"sign_zero": options.sign_zero, "exact_signs": options.exact_signs}
-    todo = phases(target.tvm_target, choice=choice, layers=layers, **signs)
+    todo = phases(
+        target.tvm_target, choice=choice, sign_zero=options.sign_zero, exact_signs=options.exact_signs, layers=layers
+    )
     with target.tvm_target:
         module = run_phases(imported.module, todo, dump_dir=options.dump_dir, progress=progress)
-    return LoweredModel(module, tuple(layers), _report(imported, target, module))
+    return LoweredModel(module, tuple(layers), _report(imported, target, module, options))
 
 
 def inspect_model(
@@ -165,7 +186,7 @@ def inspect_model(
         # What comes after lowering changes nothing that the report says.
         lowering = next(index for index, phase in enumerate(todo) if phase.name == "lower")
         module = run_phases(imported.module, todo[: lowering + 1], progress=progress)
-    return _report(imported, checked, module)
+    return _report(imported, checked, module, options)
 
 
 def _import_for_inspection(model: ModelSource, input_shapes: Mapping[str, tuple[int, ...]]) -> ImportedModel:
@@ -219,22 +240,25 @@ def _options(
     )
 
 
-def _report(imported: ImportedModel, target: CompileTarget, module: tvm.IRModule) -> Report:
+def _report(imported: ImportedModel, target: CompileTarget, module: tvm.IRModule, options: CompileOptions) -> Report:
     entries: list[LayerReport] = read_attribute(module, LAYERS_ATTRIBUTE)
     notes: list[NoteReport] = [{"code": "model", "node": "", "detail": note} for note in imported.notes]
     signs: list[SignReport] = read_attribute(module, SIGNS_ATTRIBUTE) or []
-    notes += [_sign_note(entry) for entry in signs if entry["zero"] != "never"]
+    notes += [_sign_note(entry, options) for entry in signs if entry["zero"] != "never"]
     versions = {"bnnc": _version("bnn-compiler"), "tvm": tvm.__version__, "onnx": onnx.__version__}
     return make_report(imported.name, target.text, versions, entries, notes, signs=signs)
 
 
-def _sign_note(entry: SignReport) -> NoteReport:
+def _sign_note(entry: SignReport, options: CompileOptions) -> NoteReport:
     if entry["zero"] == "plus":
         cause = "is an accident of float arithmetic" if entry["source"] is None else f"comes from {entry['source']!r}"
         detail = f"Sign(0) is taken as +1: 0 {cause}"
         return {"code": "sign_zero_taken_as_plus_one", "node": entry["node"], "detail": detail}
-    source = f"0 is common in {entry['source']!r}" if entry["source"] is not None else "as was asked for"
-    return {"code": "sign_zero_kept", "node": entry["node"], "detail": f"Sign(0) stays 0: {source}"}
+    if entry["input"] in options.exact_signs:
+        cause = f"verification found 0 to be common in {entry['input']!r}"
+    else:
+        cause = f"0 is common in {entry['source']!r}" if entry["source"] is not None else "as was asked for"
+    return {"code": "sign_zero_kept", "node": entry["node"], "detail": f"Sign(0) stays 0: {cause}"}
 
 
 def _version(distribution: str) -> str:
@@ -249,15 +273,10 @@ def _verify(
     model: ModelSource,
     imported: ImportedModel,
     lowered: LoweredModel,
-    target: CompileTarget,
     progress: Progress,
-) -> VerificationReport:
-    """Compare ``compiled``, which runs here, with the model as it was given.
-
-    Raises:
-        VerificationError: it is wrong.
-    """
-    result = verify_network(
+) -> VerificationResult:
+    """Compare ``compiled``, which runs here, with the model as it was given."""
+    return verify_network(
         compiled,
         imported,
         lowered.layers,
@@ -266,8 +285,6 @@ def _verify(
         float_layers=sum(entry["status"] == "float" for entry in lowered.report["layers"]),
         progress=lambda part: progress("verifying against ONNX Runtime", 0.6 + 0.4 * part),
     )
-    result.raise_for_failure()
-    return result.to_report(target.text)
 
 
 def plus_tensors(report: Report) -> list[str]:

@@ -190,7 +190,9 @@ def test_all_readers_see_the_same_sign(name: str) -> None:
 MOVES = ["s = Identity(p)", "s = Gather<axis = 1>(p, order)", "s = Transpose<perm = [0, 1, 3, 2]>(p)"]
 
 
-@pytest.mark.parametrize("body", [*(f"a = Sign(x) p = Pad(a, ring) {m}" for m in MOVES), "p = Pad(x, ring) s = Sign(p)"])
+@pytest.mark.parametrize(
+    "body", [*(f"a = Sign(x) p = Pad(a, ring) {m}" for m in MOVES), "p = Pad(x, ring) s = Sign(p)"]
+)
 def test_zeros_of_a_pad_stay_zeros(body: str) -> None:
     model = _model(body)
     data = {"x": RNG.standard_normal((1, 8, 8, 8)).astype(np.float32)}

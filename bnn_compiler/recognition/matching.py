@@ -37,7 +37,6 @@ from bnn_compiler.recognition.monotone_chains import MonotoneChains
 from bnn_compiler.recognition.value_sets import ValueSetAnalysis
 from bnn_compiler.report import Status
 
-
 #: Operators that may be layers.
 PRODUCTS = frozenset(
     f"relax.{name}"

@@ -217,7 +217,9 @@ class MixtureAnalysis:
         dilated = [(k - 1) * int(d) + 1 for k, d in zip(kernel, call.attrs.dilation, strict=False)]
         rank = len(kernel)
         # Of a transposed convolution, results between the strides, and those that only pads reach, have no term.
-        empty = transposed or any(pads[axis] >= dilated[axis] or pads[axis - rank] >= dilated[axis] for axis in range(rank))
+        empty = transposed or any(
+            pads[axis] >= dilated[axis] or pads[axis - rank] >= dilated[axis] for axis in range(rank)
+        )
         if transposed:
             groups = int(call.attrs.groups)
             parts = weights.reshape(groups, weights.shape[0] // groups, *weights.shape[1:])
@@ -252,9 +254,11 @@ class MixtureAnalysis:
             return weighted_sums(Mixture(factors[None]), np.ones((1, inner[-1])), variable, axis=None)
         if left.is_continuous or right.is_continuous:
             found = continuum(variable, left.points.dtype)
-            return replace(found, points=np.zeros((1, 1), left.points.dtype)) if (
-                left.may_hold_zero or right.may_hold_zero
-            ) else found
+            return (
+                replace(found, points=np.zeros((1, 1), left.points.dtype))
+                if (left.may_hold_zero or right.may_hold_zero)
+                else found
+            )
         return Mixture(no_points(left.points.dtype), unknown=True)
 
     def _reduction(self, variable: Var, call: Call, name: str) -> Mixture | None:

@@ -123,7 +123,9 @@ def apply_binary(call: Call, left: Mixture, right: Mixture, result: Var, *, same
         return Mixture(points, axis, unknown=too_many)
     match name:
         case "relax.add" | "relax.subtract":
-            return _sum(left, right, Mixture(points, axis, unknown=too_many), result, 1.0 if name == "relax.add" else -1.0)
+            return _sum(
+                left, right, Mixture(points, axis, unknown=too_many), result, 1.0 if name == "relax.add" else -1.0
+            )
         case "relax.multiply" | "relax.divide":
             made = Mixture(points, axis, unknown=too_many)
             return _product(left, right, made, result, inverse=name == "relax.divide")
@@ -151,7 +153,10 @@ def _combined(call: Call, left: Mixture, right: Mixture, *, same: bool) -> tuple
             return no_points(dtype), None, True
         first = np.repeat(left.points, right.points.shape[1], axis=1)
         second = np.tile(right.points, (1, left.points.shape[1]))
-        first, second = np.broadcast_to(first, (count, first.shape[1])), np.broadcast_to(second, (count, first.shape[1]))
+        first, second = (
+            np.broadcast_to(first, (count, first.shape[1])),
+            np.broadcast_to(second, (count, first.shape[1])),
+        )
     with np.errstate(all="ignore"):
         points = _finite(np.asarray(evaluate_elementwise(call, [first, second]), dtype))
     return (points if axis is not None else np.unique(points)[None]), axis, False

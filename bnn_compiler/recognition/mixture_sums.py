@@ -69,7 +69,9 @@ def weighted_sums(
     if sums is not None:
         return _with_zero(sums) if empty else sums
     found = continuum(result, dtype)
-    return _with_zero(found) if empty or any(row is not None and _zero_in(_span(row, inputs)) for row in rows) else found
+    return (
+        _with_zero(found) if empty or any(row is not None and _zero_in(_span(row, inputs)) for row in rows) else found
+    )
 
 
 def _all_sums(weights: Array, inputs: _Lattice, dtype: np.dtype[np.generic], axis: int | None) -> Mixture | None:
@@ -86,7 +88,7 @@ def _all_sums(weights: Array, inputs: _Lattice, dtype: np.dtype[np.generic], axi
     distinct = {(row.unit, *span) for row, span in zip(lattices, spans, strict=True) if row is not None}
     if len(distinct) == 1:
         lattices, spans, axis = lattices[:1], spans[:1], None
-    if axis is None and len(spans) > 1 or most * len(spans) > MAX_POINTS:
+    if (axis is None and len(spans) > 1) or most * len(spans) > MAX_POINTS:
         return Mixture(no_points(dtype), unknown=True)
     steps = np.arange(most)
     points = [

@@ -113,9 +113,7 @@ def _undecided(activation: relax.Expr, analysis: ValueSetAnalysis, decided: Coll
     return [sign for sign in signs_behind(activation, analysis) if sign not in decided]
 
 
-def _decide(
-    sign: Var, analysis: ValueSetAnalysis, sign_zero: SignZero, keeps: Callable[[Var], bool]
-) -> Decision:
+def _decide(sign: Var, analysis: ValueSetAnalysis, sign_zero: SignZero, keeps: Callable[[Var], bool]) -> Decision:
     call = analysis.definition(sign)
     assert isinstance(call, Call), "signs_behind gives results of Sign"
     data, pad = call.args[0], None

@@ -48,9 +48,7 @@ def threshold_cut(call: Call, analysis: ValueSetAnalysis) -> StepFunction | None
     return None
 
 
-def _cut(
-    analysis: ValueSetAnalysis, data: relax.Expr, threshold: Array, evaluate: Evaluate
-) -> StepFunction | None:
+def _cut(analysis: ValueSetAnalysis, data: relax.Expr, threshold: Array, evaluate: Evaluate) -> StepFunction | None:
     if not isinstance(data, Var) or not np.all(np.isfinite(threshold)):
         return None
     base, padding = _through_padding(analysis, data, threshold)

@@ -6,7 +6,7 @@ mask, a difference of equal numbers, a lattice of integers.
 
 Zeros in the network's input prove nothing: where a tensor is zero because the input is (the input itself, or what a
 network without biases makes of it), it is the caller's data. So the input that is zero throughout does not count, nor,
-on one that is zero in parts, do the elements that are zero on that one, too.
+on one of integers or zero in parts, do the elements that are zero on that one, too.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def count_sign_zeros(model: ModelProto, tensors: Iterable[str], samples: Iterabl
         if sample.kind == "zeros":
             continue
         for name, zeros in _zeros(reference, looked_at, sample.feed).items():
-            counted = zeros & ~own[name] if sample.kind == "half zeros" and name in own else zeros
+            counted = zeros & ~own[name] if not sample.ordinary and name in own else zeros
             number = int(np.count_nonzero(counted))
             if number >= FEWEST:
                 shares[name] = max(shares[name], number / zeros.size)

@@ -109,7 +109,9 @@ def test_derived_constants_are_stored_where_nobody_derives_them(digits: Path) ->
     stored = applied(imported.module, CompileBinaryOps(target, algorithm="bitsliced"))
     assert "expand_program" not in {variable.name_hint for variable in stored.functions}
     options = ChoiceOptions("bitsliced")
-    partitioned = applied(imported.module, FoldBatchNorm(), DecideSignZeros(), PartitionBinaryOps(algorithm="bitsliced"))
+    partitioned = applied(
+        imported.module, FoldBatchNorm(), DecideSignZeros(), PartitionBinaryOps(algorithm="bitsliced")
+    )
     derived = applied(partitioned, LowerBinaryOps(target, options, derive=True))
     x = np.random.default_rng(0).random(imported.inputs[0].shape).astype(np.float32)
     outputs = []

@@ -178,7 +178,9 @@ def test_the_tensor_that_is_not_two_valued_is_named(name: str, sentence: str, sm
 
 
 def test_float_algorithm_only_reports(small_model: ModelFinder) -> None:
-    module = applied(import_onnx(small_model("base_sign_conv")).module, DecideSignZeros(), PartitionBinaryOps(algorithm="float"))
+    module = applied(
+        import_onnx(small_model("base_sign_conv")).module, DecideSignZeros(), PartitionBinaryOps(algorithm="float")
+    )
     (layer,) = json.loads(str(module.attrs["bnnc.layers"]))
     assert (layer["status"], layer["algorithm"], layer["reason"]) == ("binary", "float", "algorithm_forced")
     assert not binary_composites(module)
