@@ -17,8 +17,9 @@ class CompileOptions:
 
     ``sign_zero`` says what becomes of ``Sign(0)`` in front of a binary layer: ``exact`` keeps ONNX's 0 (a three-valued
     layer), ``plus`` takes it as +1 (a binary layer), ``auto`` does the one where 0 is common and the other where it is
-    an accident of float arithmetic; the report says so of each Sign. ``exact_signs`` are tensors whose Sign keeps 0. ``max_depth`` bounds channel trees. ``measure``
-    times the kernels of each layer on this machine and takes the fastest.
+    an accident of float arithmetic; the report says so of each Sign. ``exact_signs`` are tensors whose Sign keeps 0.
+    ``max_depth`` bounds channel trees. ``measure`` times the kernels of each layer on this machine and takes the
+    fastest.
     """
 
     target: str = "native"

@@ -35,7 +35,7 @@ class Chain:
     def analyse(
         self, build: Callable[[Chain], relax.Expr], sign_zero: SignZero = "plus"
     ) -> tuple[Var, ValueSetAnalysis]:
-        """The result of ``build`` and the analysis, in which a Sign of an input, perhaps padded, is +1 at zero if ``sign_zero`` is ``plus``."""
+        """The result of ``build`` and the analysis, in which with ``plus`` a Sign of an input is +1 at zero."""
         with self.builder.function("main", [self.x, self.y]):
             with self.builder.dataflow():
                 result = self.emit(build(self))

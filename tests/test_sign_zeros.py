@@ -1,4 +1,4 @@
-"""What becomes of ``Sign(0)``: kept where 0 is common, +1 where it is an accident, one rule for all readers of a Sign."""
+"""What becomes of ``Sign(0)``: kept where 0 is common, +1 where it is an accident; one rule for all its readers."""
 
 from __future__ import annotations
 
@@ -78,14 +78,26 @@ KEPT = {
     "pad through product": "p = Pad(x, ring) m = Mul(p, p) d = Mul(m, x10) s = Sign(d)",
     "channels of zeros": "p = Concat<axis = 1>(x6, map_of_zeros) s = Sign(p)",
     "padded channels": "p = Pad(x6, channels) c = Mul(p, three) s = Sign(c)",
-    "difference of ReLUs": "n = Neg(x) a = Relu(n) g = Gather<axis = 1>(x, order) b = Relu(g) d = Sub(a, b) s = Sign(d)",
+    "difference of ReLUs": (
+        "n = Neg(x) a = Relu(n) g = Gather<axis = 1>(x, order) b = Relu(g) d = Sub(a, "
+        "b) s = Sign(d)"
+    ),
     "masked": "m = Mul(x, mask) s = Sign(m)",
     "x minus its ReLU": "r = Relu(x) h = Mul(r, tenth) d = Sub(x, r) e = Add(d, h) g = Sub(e, h) s = Sign(g)",
-    "x minus its maximum": "m = MaxPool<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x) d = Sub(x, m) n = Neg(d) e = Sub(n, m) g = Add(e, m) s = Sign(g)",
+    "x minus its maximum": (
+        "m = MaxPool<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x) d = Sub(x, m) n = Neg(d) e = Sub(n, "
+        "m) g = Add(e, m) s = Sign(g)"
+    ),
     "rounded": "r = Round(x) s = Sign(r)",
     "quantised": "q = QuantizeLinear(x, third, zero_point) d = DequantizeLinear(q, third, zero_point) s = Sign(d)",
-    "batch-norm that moves nothing": "a = Sign(x) c = Conv(a, v) r = Neg(c) b = BatchNormalization(r, gamma, zeros, zeros, ones) s = Sign(b)",
-    "batch-norm with a dead channel": "c = Conv(x, real) b = BatchNormalization(c, one_zero, one_zero, zeros, ones) s = Sign(b)",
+    "batch-norm that moves nothing": (
+        "a = Sign(x) c = Conv(a, v) r = Neg(c) b = BatchNormalization(r, gamma, zeros, zeros, "
+        "ones) s = Sign(b)"
+    ),
+    "batch-norm with a dead channel": (
+        "c = Conv(x, real) b = BatchNormalization(c, one_zero, one_zero, zeros, "
+        "ones) s = Sign(b)"
+    ),
 }  # fmt: skip
 PLUS = {
     "an input": "s = Sign(x)",
@@ -97,15 +109,20 @@ PLUS = {
     "real weights on signs": "a = Sign(x) c = Conv(a, real) s = Sign(c)",
 }
 NEVER = {
-    "batch-norm of integers": "a = Sign(x) c = Conv(a, v) b = BatchNormalization(c, gamma, beta, zeros, ones) s = Sign(b)",
-    "odd sums": "a = Greater(x7, tenth) b = Cast<to = 1>(a) c = Mul(b, two) d = Sub(c, one) e = Conv(d, v7) s = Sign(e)",
+    "batch-norm of integers": (
+        "a = Sign(x) c = Conv(a, v) b = BatchNormalization(c, gamma, beta, zeros, ones) s = Sign(b)"
+    ),
+    "odd sums": (
+        "a = Greater(x7, tenth) b = Cast<to = 1>(a) c = Mul(b, two) d = Sub(c, one) e = Conv(d, v7) s = Sign(e)"
+    ),
 }
 
 
 def _model(body: str, weights: str = "w", inputs: str = INPUT, outputs: str = "y") -> onnx.ModelProto:
     head = f"""g {inputs} => ({", ".join(f"float {name}" for name in outputs.split())})
         <float lower = {{-5}}, float upper = {{5}}, float two = {{2}}, float x10 = {{-10}},
-         int64[8] wide = {{0, 0, 2, 2, 0, 0, 2, 2}}, int64[1] start = {{0}}, int64[1] six = {{6}}, int64[1] seven = {{7}}> {{
+         int64[8] wide = {{0, 0, 2, 2, 0, 0, 2, 2}},
+         int64[1] start = {{0}}, int64[1] six = {{6}}, int64[1] seven = {{7}}> {{
         """
     if "x6" in body:
         body = f"x6 = Slice(x, start, six, axis1) {body}"

@@ -217,9 +217,7 @@ class MixtureAnalysis:
         dilated = [(k - 1) * int(d) + 1 for k, d in zip(kernel, call.attrs.dilation, strict=False)]
         rank = len(kernel)
         # Of a transposed convolution, results between the strides, and those that only pads reach, have no term.
-        empty = transposed or any(
-            pads[axis] >= dilated[axis] or pads[axis - rank] >= dilated[axis] for axis in range(rank)
-        )
+        outside = any(max(pads[axis], pads[axis - rank]) >= dilated[axis] for axis in range(rank))
         if transposed:
             groups = int(call.attrs.groups)
             parts = weights.reshape(groups, weights.shape[0] // groups, *weights.shape[1:])
@@ -228,7 +226,9 @@ class MixtureAnalysis:
         layout = str(call.attrs.data_layout)
         axis = layout.index("C") if "C" in layout and len(layout) == len(shape) else None
         partial = transposed or any(pads)
-        return weighted_sums(self.of(call.args[0]), rows, variable, axis=axis, partial=partial, empty=empty)
+        return weighted_sums(
+            self.of(call.args[0]), rows, variable, axis=axis, partial=partial, empty=transposed or outside
+        )
 
     def _product(self, variable: Var, call: Call) -> Mixture | None:
         shape = static_shape(variable)
@@ -291,7 +291,7 @@ def _of_input(variable: Var, dtype: np.dtype[np.generic]) -> Mixture:
     if dtype.kind == "b":
         return at_points([0, 1], dtype)
     if dtype.itemsize == 1 and dtype.kind in "iu":
-        limits = np.iinfo(dtype)
+        limits = np.iinfo(dtype.name)
         return at_points(np.arange(limits.min, limits.max + 1), dtype)
     return Mixture(no_points(dtype), unknown=True) if dtype.kind in "iu" else anything(variable, dtype)
 

@@ -60,7 +60,7 @@ def decide_sign_zeros(
     analysis = ValueSetAnalysis(bindings, functions, plus)
     order = {variable: index for index, variable in enumerate(bindings)}
     decided: dict[Var, Decision] = {}
-    for variable, call in bindings.items():
+    for call in bindings.values():
         if not isinstance(call, Call) or op_name(call) not in PRODUCTS:
             continue
         activation = _activation(call, analysis)
