@@ -9,6 +9,7 @@ from .fold_batch_norm import FoldBatchNorm
 from .fuse_conv_packs import FuseConvPacks
 from .fuse_named_ops import FuseNamedOps
 from .hoist_max_pool import HoistMaxPool
+from .legalize_float_ops import legalize_float_ops
 from .lift_derived_constants import FUNCTION as DERIVATION
 from .lower_float_ops import LowerFloatOps
 from .lower_sorts import LowerSorts
@@ -49,7 +50,7 @@ def float_pipeline(target: tvm.target.Target) -> list[tvm.transform.Pass]:
         FuseConvPacks(target),
         LowerFloatOps(target),
         LowerSorts(),
-        relax.transform.LegalizeOps(),
+        legalize_float_ops(),
         FoldConstantsOfRuns(),
         relax.transform.DeadCodeElimination(),
         # Phase 3: elementwise work joins its producer.

@@ -19,8 +19,8 @@ _ADDITIONS = ("relax.add", "relax.subtract")
 class HoistMaxPool:
     """Rewrite ``max_pool2d(f(conv2d(x)))`` as ``f(max_pool2d(conv2d(x)))``: less work for f, and no map between.
 
-    max(f(a), f(b)) = f(max(a, b)) bit for bit where f never decreases in float arithmetic, and nothing is NaN (a window
-    that holds one has no defined maximum either way). Conditions:
+    max(f(a), f(b)) = f(max(a, b)) bit for bit where f never decreases in float arithmetic and nothing is NaN (a
+    window that holds one has no defined maximum in ONNX Runtime either). Conditions:
 
     1. f is a chain of ReLUs, of sums with finite constants and of products with positive finite constants (rounding is
        monotone), each constant the same over a channel.

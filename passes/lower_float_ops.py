@@ -33,6 +33,7 @@ from .hoist_max_pool import count_readers
 
 _DATA_LAYOUTS = {1: "NCW", 2: "NCHW"}
 _KERNEL_LAYOUTS = {1: "OIW", 2: "OIHW"}
+_PRODUCTS = ("relax.multiply", "relax.divide")
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerFloatOps")
@@ -87,8 +88,6 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
             "relax.nn.softmax": self._softmax,
             "relax.permute_dims": self._transpose,
             "relax.concat": self._concatenation,
-            "relax.multiply": self._by_zero,
-            "relax.divide": self._by_zero,
             **{f"relax.{kind}": self._reduce for kind in ("sum", "mean", "max", "min")},
         }
         self._kernels: dict[Any, tvm.ir.GlobalVar] = {}
@@ -102,8 +101,12 @@ class _Lowerer(relax.PyExprMutator):  # type: ignore[misc]
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         """Lower ``call`` where a rule applies."""
-        rule = self._rules.get(op_name(call))
-        lowered = rule(call) if rule is not None and _is_static_float(call) else None
+        rule: Callable[[relax.Call], relax.Expr | None] | None
+        if op_name(call) in _PRODUCTS:
+            rule = self._by_zero if dtype_of(call).startswith("float") else None
+        else:
+            rule = self._rules.get(op_name(call)) if _is_static_float(call) else None
+        lowered = None if rule is None else rule(call)
         return super().visit_call_(call) if lowered is None else lowered
 
     def _convolution(self, call: relax.Call) -> relax.Expr | None:

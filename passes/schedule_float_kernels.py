@@ -7,6 +7,7 @@ from tvm import tirx
 
 from bnn_compiler.schedules.float_elementwise import schedule_elementwise
 from bnn_compiler.schedules.float_math import expand_math
+from bnn_compiler.schedules.float_nan import keep_nan
 from bnn_compiler.schedules.float_rounding import keep_roundings
 from bnn_compiler.schedules.float_vector import float_vector
 from bnn_compiler.schedules.isa import detect_isa
@@ -37,7 +38,7 @@ class ScheduleFloatKernels:
         for variable, function in module.functions_items():
             if isinstance(function, tirx.PrimFunc) and _wants_schedule(function):
                 scheduled = schedule_elementwise(function, self.lanes)
-                expanded = scheduled.with_body(expand_math(keep_roundings(scheduled.body)))
+                expanded = scheduled.with_body(expand_math(keep_roundings(keep_nan(scheduled.body))))
                 updated.update_func(variable, expanded.with_attr("tirx.is_scheduled", True))
         return updated
 

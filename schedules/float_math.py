@@ -95,9 +95,10 @@ def tanh(x: Any) -> Any:
     argument, x = x, tirx.Var("argument", _DTYPE)  # as in exp
     x_var, square_var = tirx.Var("x", _DTYPE), tirx.Var("square", _DTYPE)
     ratio = x_var * polynomial(_TANH_P, square_var) / polynomial(_TANH_Q, square_var)
-    low, high = number(-_TANH_LIMIT), number(_TANH_LIMIT)
-    clamped = tirx.Select(x < low, low, tirx.Select(x > high, high, x))
-    value = tirx.Let(x_var, clamped, tirx.Let(square_var, x_var * x_var, ratio))
+    value = tirx.Let(x_var, x, tirx.Let(square_var, x_var * x_var, ratio))
+    # Beyond the limits exactly ±1, which the ratio may miss by an ulp: GELU adds 1.
+    value = tirx.Select(x > number(_TANH_LIMIT), number(1.0), value)
+    value = tirx.Select(x < number(-_TANH_LIMIT), number(-1.0), value)
     return tirx.Let(x, argument, value)
 
 

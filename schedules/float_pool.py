@@ -8,7 +8,8 @@ windows, those of short rows among them, read padded phase planes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from .float_nan import largest, maximum
 from .float_planes import SHORTEST_ROW, Planes, nchw, vector_store
 from .float_tile import DTYPE, axis, every_second, index, parameter, ramp, registers, scratch, serial, shared, whole
 from .float_transpose import flat
@@ -30,7 +32,7 @@ _MAX_TAPS = 25
 # Vectors in flight per tap: enough to hide latency, few enough for 16 registers.
 _VECTORS = 4
 _CYCLES_PER_VECTOR = 3
-# What ONNX Runtime pads maxima with, and gives for a window without pixels.
+# What ONNX Runtime pads maxima with.
 _LOWEST = float(np.finfo(np.float32).min)
 
 
@@ -124,7 +126,7 @@ def pool_kernel(plan: PoolPlan) -> tirx.PrimFunc:
                     layout = Planes(pixels, 1, plan.lanes, g.out_height)
                     acc = scratch("acc", (1, g.out_height * g.out_width))
                     with shared(g.batch, images) as n, shared(g.in_channels, image) as c:
-                        _combine_rows(plan, data, acc, n, c)
+                        (_sum_rows if average else _maximum_rows)(plan, data, acc, n, c)
                         layout.store(acc, out, n, c, 1, index(0), finish)
                 else:
                     planes = layout.allocate()
@@ -137,62 +139,101 @@ def pool_kernel(plan: PoolPlan) -> tirx.PrimFunc:
         return builder.get()
 
 
-def _combine_rows(plan: PoolPlan, data: Any, acc: Any, n: Any, channel: Any) -> None:
-    """Emit the sblock acc[0, window] = the maximum or sum of each window of one channel of the image."""
+def _sum_rows(plan: PoolPlan, data: Any, acc: Any, n: Any, channel: Any) -> None:
+    """Emit the sblock acc[0, window] = the sum of each window of one channel of the image, none of which hangs over."""
     g = plan.geometry
-    combine = tirx.max if plan.kind == "max" else _add
-    first, last = plan.inner_columns
-    lanes = min(plan.lanes, 1 << (last - first).bit_length() - 1)
-    if lanes < SHORTEST_ROW:  # every window by itself
-        first = last = 0
     with T.sblock("combine"):
-        vn, vc = axis(g.batch, n), axis(g.in_channels, channel)
-        T.reads(data[whole(data)])
-        T.writes(acc[whole(acc)])
-        image = (vn * g.in_channels + vc) * (g.height * g.width)
+        image = _image(plan, data, acc, n, channel)
+        with serial(g.out_height) as y:
+            rows = [T.Bind(image + (y * g.strides[0] + ky) * g.width) for ky in range(g.kernel[0])]
+            with _vectors(g.out_width, plan.lanes) as (x, lanes):
+                taps = [(row, kx) for row in rows for kx in range(g.kernel[1])]
+                values = [_every(data, row + x * g.strides[1] + kx, g.strides[1], lanes) for row, kx in taps]
+                total = functools.reduce(lambda left, right: T.Bind(left + right), values)
+                T.buffer_store(acc, total, [index(0), _span(y * g.out_width + x, lanes)])
+
+
+def _maximum_rows(plan: PoolPlan, data: Any, acc: Any, n: Any, channel: Any) -> None:
+    """Emit the sblock acc[0, window] = the maximum of each window of one channel of the image, NaN where it holds one.
+
+    First the maxima of columns, in a row of their own, padded at both ends; then those of neighbouring columns.
+    """
+    g = plan.geometry
+    left, stride = g.pads[1], g.strides[1]
+    size = max(left + g.width, (g.out_width - 1) * stride + g.kernel[1])
+    with T.sblock("combine"):
+        image = _image(plan, data, acc, n, channel)
+        columns = scratch("columns", (size,))
+        for position in (*range(left), *range(left + g.width, size)):
+            T.buffer_store(columns, tirx.const(_LOWEST, DTYPE), [index(position)])
         with serial(g.out_height) as y:
             rows = []
             for ky in range(g.kernel[0]):
                 line = y * g.strides[0] + (ky - g.pads[0])
                 if any(g.pads):
+                    # Beyond the edge, the image's nearest row: the window has that anyway.
                     line = tirx.max(tirx.min(line, g.height - 1), 0)
                 rows.append(T.Bind(image + line * g.width))
+            with _vectors(g.width, plan.lanes) as (x, lanes):
+                values = [T.Bind(_load(data, row + x, lanes)) for row in rows]
+                T.buffer_store(columns, largest(values, T.Bind), [_span(x + left, lanes)])
+            with _vectors(g.out_width, plan.lanes) as (x, lanes):
+                best = largest(_taps(columns, x * stride, g.kernel[1], stride, lanes), T.Bind)
+                T.buffer_store(acc, best, [index(0), _span(y * g.out_width + x, lanes)])
 
-            def window(load: Callable[[Any, int], Any]) -> Any:
-                values = [load(row, kx) for row in rows for kx in range(g.kernel[1])]
-                return functools.reduce(lambda left, right: T.Bind(combine(left, right)), values)
 
-            def edge(x: int) -> None:
-                columns = [min(max(x * g.strides[1] - g.pads[1] + kx, 0), g.width - 1) for kx in range(g.kernel[1])]
-                best = window(lambda row, kx: data[tuple(flat(data, row + columns[kx]))])
-                T.buffer_store(acc, best, [index(0), y * g.out_width + x])
+def _image(plan: PoolPlan, data: Any, acc: Any, n: Any, channel: Any) -> Any:
+    """Declare what the sblock works on; returns where the channel's image begins."""
+    g = plan.geometry
+    vn, vc = axis(g.batch, n), axis(g.in_channels, channel)
+    T.reads(data[whole(data)])
+    T.writes(acc[whole(acc)])
+    return (vn * g.in_channels + vc) * (g.height * g.width)
 
-            for x in (*range(first), *range(last, g.out_width)):
-                edge(x)
-            if first == last:
-                return
-            with serial(-(-(last - first) // lanes)) as vector:
-                # The last vector overlaps the one before.
-                x = T.Bind(tirx.min(vector * lanes + first, index(last - lanes)))
-                start = x * g.strides[1] - g.pads[1]
-                best = window(lambda row, kx: _every(data, row + start + kx, g.strides[1], lanes))
-                T.buffer_store(acc, best, [index(0), ramp(y * g.out_width + x, lanes)])
+
+@contextmanager
+def _vectors(extent: int, widest: int) -> Iterator[tuple[Any, int]]:
+    """A loop over the starts of vectors that cover ``extent``, the last of which may overlap; and their lanes."""
+    lanes = min(widest, 1 << extent.bit_length() - 1)
+    lanes = 1 if lanes < SHORTEST_ROW else lanes
+    with serial(-(-extent // lanes)) as vector:
+        yield T.Bind(tirx.min(vector * lanes, index(extent - lanes))), lanes
+
+
+def _taps(columns: Any, start: Any, taps: int, stride: int, lanes: int) -> list[Any]:
+    """The windows' first elements, their second ones …, each a vector; windows are ``stride`` (1 or 2) apart."""
+    if stride == 1 or lanes == 1:
+        return [T.Bind(_load(columns, start + tap, lanes)) for tap in range(taps)]
+    values = []
+    for tap in range(0, taps - 1, 2):
+        pair = [T.Bind(_load(columns, start + tap + shift, lanes)) for shift in (0, lanes)]
+        values += [T.Bind(tirx.Shuffle(pair, list(range(odd, 2 * lanes, 2)))) for odd in (0, 1)]
+    if taps % 2:
+        values.append(_every(columns, start + (taps - 1), stride, lanes))
+    return values
+
+
+def _load(data: Any, position: Any, lanes: int) -> Any:
+    place = flat(data, position)
+    return data[tuple(place)] if lanes == 1 else data.vload(place, f"{DTYPE}x{lanes}")
+
+
+def _span(start: Any, lanes: int) -> Any:
+    return start if lanes == 1 else ramp(start, lanes)
 
 
 def _every(data: Any, position: Any, stride: int, lanes: int) -> Any:
     """Every pixel, or every second one, from ``position`` on: ``lanes`` of them."""
 
-    def load(shift: int) -> Any:
-        return T.Bind(data.vload(flat(data, position + shift), f"{DTYPE}x{lanes}"))
-
-    if stride == 1:
-        return load(0)
-    return T.Bind(every_second(load(0), load(lanes - 1), lanes))
+    first = T.Bind(_load(data, position, lanes))
+    if stride == 1 or lanes == 1:
+        return first
+    return T.Bind(every_second(first, T.Bind(_load(data, position + (lanes - 1), lanes)), lanes))
 
 
 def _combine_windows(plan: PoolPlan, planes: Any, acc: Any, channel: Any) -> None:
     g, layout = plan.geometry, plan.planes
-    combine = tirx.max if plan.kind == "max" else _add
+    combine = maximum if plan.kind == "max" else _add
     with T.sblock("combine"):
         axis(g.in_channels, channel)
         T.reads(planes[whole(planes)])

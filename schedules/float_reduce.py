@@ -1,4 +1,9 @@
-"""Float reductions and softmax over the trailing axes, in vectors along those axes."""
+"""Float reductions and softmax over the trailing axes, in vectors along those axes.
+
+A maximum or minimum begins with the first element and goes on to what compares as better, as ``std::max`` does: it is
+NaN where the first element is, and passes over other NaN. That is what ONNX Runtime gives for axes other than the
+last; along the last one its result depends on how the row lies in memory.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from .float_math import exp
+from .float_nan import is_number
 from .float_tile import DTYPE, EPILOGUE_ATTR, axis, index, parameter, ramp, registers, scratch, serial, whole
 
 ReduceKind = Literal["sum", "mean", "max", "min"]
@@ -55,7 +61,12 @@ def reduce_kernel(plan: ReducePlan) -> tirx.PrimFunc:
                         value = _reduce_row(
                             lambda j, lanes: _load(x, row, tail, j, lanes), length, plan.lanes, combine, identity
                         )
-                        T.buffer_store(total, value / length if plan.kind == "mean" else value, [index(0)])
+                        if plan.kind == "mean":
+                            value = value / length
+                        elif plan.kind in ("max", "min"):
+                            first = T.Bind(_load(x, row, tail, index(0), 1))
+                            value = tirx.Select(is_number(first), value, first)
+                        T.buffer_store(total, value, [index(0)])
                     with T.sblock("out"):
                         row = [axis(extent, i) for extent, i in zip(leading, rows, strict=True)]
                         ones = [axis(1, index(0)) for _ in tail] if plan.keep_axes else []
@@ -164,8 +175,9 @@ def _grid(extents: tuple[int, ...]) -> Iterator[list[Any]]:
 
 
 def _combiner(kind: ReduceKind) -> tuple[Callable[[Any, Any], Any], float]:
+    """How to join a result so far and an element, and what to begin with; NaN elements are passed over."""
     if kind == "max":
-        return tirx.max, -np.inf
+        return (lambda found, other: tirx.Select(other > found, other, found)), -np.inf
     if kind == "min":
-        return tirx.min, np.inf
+        return (lambda found, other: tirx.Select(other < found, other, found)), np.inf
     return (lambda left, right: left + right), 0.0

@@ -14,6 +14,7 @@ from typing import Literal
 
 from tvm import tirx
 
+from bnn_compiler.schedules.float_nan import maximum, minimum
 from bnn_compiler.schedules.kernel_builder import (
     Argument,
     Buffer,
@@ -33,7 +34,7 @@ Operand = Literal["channel", "map"] | float | None
 
 _UNARY = ("relu",)
 _SUMS = ("add", "subtract")
-_SELECTIONS = ("prelu", "leaky_relu")
+_SELECTIONS = ("maximum", "minimum", "relu", "prelu", "leaky_relu")
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,9 @@ _OPERATORS: Mapping[Operator, Callable[[Expr, Expr, Expr], Expr]] = {
     "subtract": lambda a, b, _zero: a - b,
     "multiply": lambda a, b, _zero: a * b,
     "divide": lambda a, b, _zero: a / b,
-    "maximum": lambda a, b, _zero: tirx.max(a, b),
-    "minimum": lambda a, b, _zero: tirx.min(a, b),
-    "relu": lambda a, _b, zero: tirx.max(a, zero),
+    "maximum": lambda a, b, _zero: maximum(a, b),
+    "minimum": lambda a, b, _zero: minimum(a, b),
+    "relu": lambda a, _b, zero: maximum(a, zero),
     "leaky_relu": lambda a, slope, zero: tirx.Select(a > zero, a, a * slope),
-    "prelu": lambda a, slope, zero: tirx.Select(zero < a, a, a * slope),
+    "prelu": lambda a, slope, zero: tirx.Select(a < zero, a * slope, a),
 }

@@ -5,14 +5,12 @@ once. ``Gemm`` keeps a constant weight and bias plain constants. ``Split`` becom
 ``Max`` and ``Min`` element-wise operators. ``Gather`` reads in bounds. ``Slice`` may have its bounds as attributes.
 What a converter creates around a constant to change its layout (a bias reshaped for broadcasting, a weight transposed)
 is evaluated on the spot by :func:`fold_layout`.
-
-A NaN input: ``R.clip`` gives the upper bound, where ONNX Runtime gives NaN. TVM's lowerings of ``Relu``, ``Max`` and
-``Sign`` do not keep NaN either.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from .integer_converters import (
 )
 from .relax_constants import constant, constant_array
 from .resize_conversion import convert_resize, convert_upsample
+from .special_value_converters import SPECIAL_VALUE_CONVERTERS
 from .transposed_convolution import convert_conv_transpose
 
 
@@ -81,7 +80,7 @@ def _convert_pad(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) ->
 
 
 def _convert_clip(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -> Any:
-    """``Clip`` with constant bounds as ``R.clip``; an absent bound is the dtype's own limit."""
+    """``Clip`` with constant bounds as ``R.clip``; an absent bound is the dtype's own limit, finite for floats too."""
     data = inputs[0]
     dtype = np.dtype(str(data.ty.dtype))
     bounds: list[float | int] = []
@@ -90,9 +89,11 @@ def _convert_clip(_: Any, inputs: ConverterInputs, attributes: dict[str, Any]) -
         if inputs[index] is not None and (bound is None or bound.size != 1):
             return None
         value = attributes.get(attribute) if bound is None else bound.reshape(-1)[0].item()
-        if value is None or np.isnan(value):  # ONNX Runtime takes a NaN bound as none
-            limit = np.inf if dtype.kind == "f" else (np.iinfo(dtype).min if index == 1 else np.iinfo(dtype).max)
-            value = -limit if dtype.kind == "f" and index == 1 else limit
+        if value is None:
+            limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+            value = limits.min if index == 1 else limits.max
+        elif np.isnan(value):  # ONNX Runtime takes a NaN bound as none
+            value = -np.inf if index == 1 else np.inf
         bounds.append(float(value) if dtype.kind == "f" else int(value))
     bounds[0] = min(bounds[0], bounds[1])  # ONNX: when min exceeds max, every element becomes max
     return relax.op.clip(data, bounds[0], bounds[1])
@@ -207,7 +208,7 @@ def _convert_prelu(_: Any, inputs: ConverterInputs, __: dict[str, Any]) -> Any:
     return relax.op.where(relax.op.less(data, zero), relax.op.multiply(data, slope), data)
 
 
-OWN_CONVERTERS = {
+OWN_CONVERTERS: dict[str, Callable[[Any, Any, dict[str, Any]], Any]] = {
     **ARITHMETIC_CONVERTERS,
     "Clip": _convert_clip,
     "ConvTranspose": convert_conv_transpose,
@@ -226,6 +227,7 @@ OWN_CONVERTERS = {
     "Slice": _convert_slice,
     "Split": _convert_split,
     "Upsample": convert_upsample,
+    **SPECIAL_VALUE_CONVERTERS,
 }
 """Each gives ``None`` where the form is left to TVM's converter."""
 

@@ -99,7 +99,6 @@ def _link(flow: DataFlow, call: relax.Expr, value: Var, result: Var) -> OutputCh
     if name == "relax.nn.leakyrelu":
         return _of_steps(result, [ChainStep("leaky_relu", float(np.float32(call.attrs.alpha)))])
     if name == "relax.clip":
-        # The order of TVM's definition: NaN becomes the upper bound.
         low, high = (float(np.float32(prim_value(bound))) for bound in call.args[1:])
         if not np.isfinite([low, high]).all():
             return None
