@@ -151,6 +151,14 @@ def test_a_quantised_output_may_round_either_way() -> None:
     assert ruling_of(one_code) is not None, "one wrong code is no rounding, however many ties there are"
 
 
+def test_a_network_without_discontinuities_is_compared_as_it_is() -> None:
+    model = parse("g (float[1,8,12,12] x) => (float[1,8,12,12] t) { a = Neg(x) t = Exp(a) }")
+    right = Other(model, lambda a: a)
+    assert Referee(right, model, []).judge({"x": X}).wrong is None
+    wrong = Other(model, lambda a: a, lambda t: t * np.float32(1.01))
+    assert Referee(wrong, model, []).judge({"x": X}).wrong is not None
+
+
 class TestCompiled:
     """The whole way: networks that ``compile_model`` takes, and wrong ones that it does not."""
 

@@ -77,7 +77,8 @@ class Referee:
         self._names = {name: corrected_name(model, name) for name in self._watched}
         self._outputs = [info.name for info in model.graph.output]
         self._single = Reference(expose(corrected, [*network.forced, *self._names.values()]), optimise=False)
-        self._double = Reference(network.model, optimise=False)
+        # A network without discontinuities has nothing that float64 would be asked for.
+        self._double = Reference(network.model, optimise=False) if self._watched else None
         self._scales: dict[str, float] = {}
 
     def judge(self, feed: Feeds) -> Ruling:
@@ -106,7 +107,8 @@ class Referee:
 
     def _run(self, feed: Feeds, corrections: Values) -> _Run:
         single = self._single.run({**feed, **correction_feed(corrections, self._watched, self._shapes)})
-        double = self._double.run({**feed, **{name: single[name] for name in self._forced}})
+        forced = {name: single[name] for name in self._forced}
+        double = {} if self._double is None else self._double.run({**feed, **forced})
         values = {name: single[given] for name, given in self._names.items()}
         wide = {name: double[name + SUFFIX] for name in self._watched}
         errors = {}
