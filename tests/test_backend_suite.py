@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx import ModelProto, numpy_helper
 
 from tests.backend_suite.cases import Case, load_cases
 from tests.backend_suite.judge import Verdict, freeze_inputs, judge, judge_isolated, make_worker
+from tests.backend_suite.sweep import judge_all, note
 from tests.backend_suite.table import render_status, render_table
 from tests.frontend.onnx_text import parse
 
@@ -78,6 +80,14 @@ def test_frozen_inputs() -> None:
     assert isinstance(frozen, ModelProto)
     assert [info.name for info in frozen.graph.input] == ["x"]
     assert [tensor.name for tensor in frozen.graph.initializer] == ["shape"]
+
+
+def test_a_log_is_taken_up(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    case = _case("(float[2] x) => (float[2] y) { y = Relu(x) }", [], [])
+    note(case, Verdict("right", reference="differs"), log)
+    # Nothing is left to do: judging the case would fail, because it has no data.
+    assert judge_all([case], 1, log) == {"case": Verdict("right", reference="differs")}
 
 
 def test_table_and_status() -> None:
