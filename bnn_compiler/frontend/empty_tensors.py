@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -17,6 +18,16 @@ from onnx import NodeProto, TypeProto, numpy_helper
 from .onnx_graph import TENSOR_DTYPES, all_nodes, static_shape, tensor_types
 
 _WINDOWED = frozenset({"AveragePool", "Conv", "LpPool", "MaxPool"})
+
+
+_SHAPED_BY_VALUES = {"ConstantOfShape": 0, "Expand": 1, "Pad": 1, "Range": 0, "Reshape": 1, "Slice": 1, "Tile": 1}
+"""The first operand whose values decide about the shape of the result."""
+
+
+def _declared_alone(node: NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether a result's shape depends on data: that it has no elements is then only what the file declares."""
+    first = _SHAPED_BY_VALUES.get(node.op_type)
+    return first is not None and any(name and name not in constants for name in node.input[first:])
 
 
 def replace_empty_inputs(model: onnx.ModelProto) -> int:
@@ -46,6 +57,7 @@ def remove_empty_tensors(model: onnx.ModelProto) -> int:
         outputs = [name for name in node.output if name]
         gone = [name for name in outputs if name in empty]
         mistaken = node.op_type in _WINDOWED and not any(name in empty for name in node.input)
+        mistaken = mistaken or _declared_alone(node, constants)
         if outputs and len(gone) == len(outputs) and not mistaken:  # 2, 4
             changed += 1
         elif node.op_type == "Split" and gone and _shorten_split(node, set(gone), types, constants, model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -58,8 +59,8 @@ def write_table(cases: Sequence[Case], verdicts: Mapping[str, Verdict]) -> None:
     text = PAGE.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    refused = render_refused(cases, verdicts)
-    block = f"{render_table(cases, verdicts)}\n\nRefused, though ONNX Runtime gives the stored results: {refused}."
+    refused = f"Refused, though ONNX Runtime gives the stored results: {render_refused(cases, verdicts)}."
+    block = f"{render_table(cases, verdicts)}\n\n{textwrap.fill(refused, 120)}"
     PAGE.write_text(f"{before}{BEGIN}\n{block}\n{END}{after}")
 
 

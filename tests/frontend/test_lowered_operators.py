@@ -212,6 +212,7 @@ def test_tables_are_read_in_bounds() -> None:
         ("(int64[2] i, int64 d) => (float[2,n] y) <float[2] v = {0.0, 1.0}> { y = OneHot(i, d, v) }", "depth"),
         ("(float[3] x, bool[3] c) => (float[2] y) { y = Compress(x, c) }", "condition is not a constant"),
         ("(int64[2] s) => (float[3,4] y) { y = ConstantOfShape(s) }", "depends on data|not known before run time"),
+        ("(int64[1] s) => (float[0] y, int64[1] n) { y = ConstantOfShape(s) n = Neg(s) }", "has no elements"),
         ("(float[5,5] x) => (float y) { y = Det(x) }", "at most 4"),
     ],
 )
