@@ -89,6 +89,11 @@ class _Loop:
             self._contradiction("has no body")
         self._body = body
         self._is_loop = node.op_type == "Loop"
+        if not self._is_loop and emit.opset < OLDEST_SCAN:
+            raise UnsupportedOperatorError(
+                f"{describe_node(node)} has the form of the operator set {emit.opset}, which is not supported: export "
+                f"the model with operator set {OLDEST_SCAN} or newer"
+            )
         if self._is_loop:
             count, self._own = 0, 2
             self._state = list(node.input[2:])
@@ -114,8 +119,6 @@ class _Loop:
     def obstacle(self) -> str | None:
         """Why the steps cannot be written out, or not yet."""
         if not self._is_loop:
-            if self._emit.opset < OLDEST_SCAN:
-                return f"its form of the operator set {self._emit.opset} is not supported ({OLDEST_SCAN} or newer is)"
             unknown = [name for name in self._scanned if self._emit.shape(name) is None]
             return f"the shape of its input {unknown[0]!r} is not known" if unknown else None
         trips, condition = self._node.input[:2]

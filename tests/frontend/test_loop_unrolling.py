@@ -168,3 +168,12 @@ def test_contradictions(attributes: str, message: str) -> None:
     )
     with pytest.raises(ModelError, match=message):
         import_onnx(model)
+
+
+def test_the_first_form_of_scan() -> None:
+    """It has the lengths of the sequences as its first operand, and a batch axis."""
+    body = "b (float[2] a, float[2] p) => (float[2] c, float[2] d) { c = Add(a, p) d = Identity(c) }"
+    text = f"""g (float[1,2] h, float[1,3,2] x) => (float[1,2] s, float[1,3,2] u) {{
+        s, u = Scan (, h, x) <num_scan_inputs: int = 1, body: graph = {body}> }}"""
+    with pytest.raises(UnsupportedOperatorError, match="export the model with operator set 9 or newer"):
+        import_onnx(parse(text, opset=8))
