@@ -148,7 +148,7 @@ def random_case(
         random.choices(["auto", "float", "popcount", "bitsliced"], [5, 2, 2, 2])[0],
         random.choices([None, "exact", "plus"], [3, 1, 1])[0],
         random.choice(targets),
-        random.choice([1, 1, 2, 3]),
+        random.choice([1, 1, 1, 2]),
     )
     return Case(model.SerializeToString(), reference.SerializeToString(), feeds, options)
 

@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from .one_node import reads
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
-_MOST = 5
+_MOST = 3
 """Signs of which all sets are tried."""
 
 
