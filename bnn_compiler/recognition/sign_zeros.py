@@ -7,14 +7,14 @@ ONNX's ``Sign(0)`` is 0, and a bit cannot hold it. ``Decision`` says which of th
   that reads it, so that what follows can be proven to be binary, too.
 - *kept*: 0 is common. ONNX's value is kept, and a layer that reads it has three-valued activations.
 
-Only a ``Sign`` that leaves a 0 in the activation of a layer with binary weights is decided about: all others keep
-ONNX's 0, as nothing is gained. A constant pad in front of a ``Sign`` is looked through, since the zeros of a frame
-become a binary layer's own zero padding.
+Only a ``Sign`` that leaves a 0 in the activation of a layer with binary weights is decided about, and with it those of
+the same tensor: all others keep ONNX's 0, as nothing is gained. A constant pad in front of a ``Sign`` is looked
+through, since the zeros of a frame become a binary layer's own zero padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,12 +66,21 @@ def decide_sign_zeros(
         activation = _activation(call, analysis)
         # A decision may let an earlier Sign of the same activation be seen through, or make it decide another way.
         while activation is not None and (found := _undecided(activation, analysis, decided)):
-            sign = min(found, key=order.__getitem__)
-            decided[sign] = _decide(sign, analysis, sign_zero, keeps)
-            if decided[sign].zero == "plus":
-                plus.add(sign)
-                analysis.forget({later for later, index in order.items() if index >= order[sign]})
+            first = min(found, key=order.__getitem__)
+            # All signs of one tensor: a reference, too, can only be told of the tensor.
+            for sign in _signs_of(bindings, first):
+                decided[sign] = _decide(sign, analysis, sign_zero, keeps)
+            if decided[first].zero == "plus":
+                plus.update(_signs_of(bindings, first))
+                start = min(order[sign] for sign in _signs_of(bindings, first))
+                analysis.forget({later for later, index in order.items() if index >= start})
     return [decided[sign] for sign in sorted(decided, key=order.__getitem__)]
+
+
+def _signs_of(bindings: Mapping[Var, relax.Expr], sign: Var) -> list[Var]:
+    """The results of ``Sign`` of the tensor whose sign is ``sign``."""
+    calls = {v: d for v, d in bindings.items() if isinstance(d, Call) and op_name(d) == "relax.sign"}
+    return [other for other, call in calls.items() if call.args[0].same_as(calls[sign].args[0])]
 
 
 def signs_behind(activation: relax.Expr, analysis: ValueSetAnalysis) -> list[Var]:
