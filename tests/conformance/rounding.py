@@ -210,6 +210,8 @@ def _is_undefined(
     finite = all(np.isfinite(value).all() for value in floats)
     if has_nan and (node.op_type in ("MaxPool", "GlobalMaxPool") or node.name in undefined):
         return True
+    if node.op_type == "QuantizeLinear" and has_nan:
+        return True
     if node.op_type in ("Cast", "CastLike") and floats and results[0].dtype.kind in "iu":
         # Codes of 8 bits wrap or saturate, as the processor likes.
         limits = np.iinfo(results[0].dtype)
