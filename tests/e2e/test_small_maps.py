@@ -142,7 +142,7 @@ def test_maps_of_less_than_a_vector(size: tuple[int, int]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", [*(f"llvm -mcpu={cpu}" for cpu in RUNNING), *FOREIGN])
-@pytest.mark.parametrize("size", itertools.product(range(1, 6), repeat=2))
+@pytest.mark.parametrize("size", list(itertools.product(range(1, 6), repeat=2)))
 def test_every_small_map(size: tuple[int, int], text: str) -> None:
     check(size, text)
 
