@@ -161,3 +161,16 @@ def test_random_chains_take_the_values_that_are_claimed(choices: Sequence[int]) 
             assert not where.any() or known.steps.undefined
         elif np.isfinite(value):
             assert np.all(close(actual, float(value), known)[where] | ~finite[where])
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(st.lists(st.integers(0, 10**6), min_size=48, max_size=48))
+def test_random_chains_hit_the_numbers_that_are_claimed(choices: Sequence[int]) -> None:
+    """Where all values are known, there are no others; a value that is impossible does not occur."""
+    result, analysis = Chain().analyse(random_chain(choices), "exact")
+    mixture = analysis.mixtures.of(result)
+    inputs = {"x": probes(), "y": np.flip(probes())}
+    actual, finite = evaluate(result, analysis, inputs), evaluate_finite(result, analysis, inputs)
+    values = np.unique(np.broadcast_to(actual, finite.shape)[finite])
+    event("all values known" if mixture.is_discrete and not mixture.leaks else "nothing claimed")
+    assert all(mixture.can_equal(float(value)) is not False for value in values), (mixture, values)
