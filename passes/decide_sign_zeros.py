@@ -1,7 +1,9 @@
 """Make each ``Sign`` say itself what becomes of 0, so that all behind takes the graph by its word.
 
-    sign(x)         →  where(x == 0, 1, sign(x))            where 0 is taken as +1 (``recognition/sign_zeros``)
-    sign(pad(x))    →  pad(where(x == 0, 1, sign(x)))       the frame's zeros stay zeros
+    sign(x)         →  sign(sign(x) + 1/2)            where 0 is taken as +1 (``recognition/sign_zeros``)
+    sign(pad(x))    →  pad(sign(sign(x) + 1/2))       the frame's zeros stay zeros
+
+The form is larq's: it keeps NaN, and is monotone in x, as chains in front of a pack want it.
 
 The rule holds for the ``Sign``, not for one reader of it: packed layers, max-pools and outputs see the same value.
 ONNX Runtime computes the same once ``verification.reference.take_zero_as_plus_one`` has changed that one node.
@@ -40,8 +42,8 @@ class _Rewriter(relax.PyExprMutator):  # type: ignore[misc]
         data = self.visit_expr(decision.data)
         dtype = str(data.ty.dtype)
         sign = self.builder_.emit(relax.op.sign(data), f"{name}_sign")
-        test = self.builder_.emit(relax.op.equal(data, relax.const(0.0, dtype)), f"{name}_is_zero")
-        made = relax.op.where(test, relax.const(1.0, dtype), sign)
+        shifted = self.builder_.emit(relax.op.add(sign, relax.const(0.5, dtype)), f"{name}_shifted")
+        made = relax.op.sign(shifted)
         if decision.pad is not None:
             inner = self.builder_.emit(made, f"{name}_inside")
             widths = [int(width) for width in decision.pad.attrs.pad_width]

@@ -42,7 +42,7 @@ def _found(name: str, *, small: bool) -> Path:
 
 
 #: ``--slow=part`` runs every so-manieth slow test, always the same ones.
-SLOW_STEP = 8
+SLOW_STEP = 32
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

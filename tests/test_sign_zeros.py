@@ -73,7 +73,7 @@ KEPT = {
     "sum of convolutions": "a = Sign(x) c = Conv(a, v) d = Conv(a, v) e = Add(c, d) s = Sign(e)",
     "transposed convolution": "a = Sign(x) c = ConvTranspose<strides = [2, 2]>(a, up) s = Sign(c)",
     "holes of a transposed convolution": "c = ConvTranspose<strides = [3, 3]>(x, up_real) s = Sign(c)",
-    "pad through max-pool": "a = Relu(x) p = Pad(a, ring) n = Neg(p) m = MaxPool<kernel_shape = [2, 2]>(n) s = Sign(m)",
+    "pad through max-pool": "p = Pad(x, ring) m = MaxPool<kernel_shape = [2, 2]>(p) s = Sign(m)",
     "pad through average": "p = Pad(x, wide) m = AveragePool<kernel_shape = [2, 2]>(p) s = Sign(m)",
     "pad through product": "p = Pad(x, ring) m = Mul(p, p) d = Mul(m, x10) s = Sign(d)",
     "channels of zeros": "p = Concat<axis = 1>(x6, map_of_zeros) s = Sign(p)",

@@ -7,9 +7,9 @@ ONNX's ``Sign(0)`` is 0, and a bit cannot hold it. ``Decision`` says which of th
   that reads it, so that what follows can be proven to be binary, too.
 - *kept*: 0 is common. ONNX's value is kept, and a layer that reads it has three-valued activations.
 
-Only a ``Sign`` that leaves a 0 in the activation of a layer with binary weights is decided about, and with it those of
-the same tensor: all others keep ONNX's 0, as nothing is gained. A constant pad in front of a ``Sign`` is looked
-through, since the zeros of a frame become a binary layer's own zero padding.
+Only a ``Sign`` that leaves the 0 in an activation of −a, 0 and a of a layer with binary weights is decided about, and
+with it those of the same tensor: all others keep ONNX's 0, as nothing is gained. A constant pad in front of a ``Sign``
+is looked through, since the zeros of a frame become a binary layer's own zero padding.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def signs_behind(activation: relax.Expr, analysis: ValueSetAnalysis) -> list[Var
 
 
 def _activation(call: Call, analysis: ValueSetAnalysis) -> relax.Expr | None:
-    """The operand of a product with binary weights that holds a few values, 0 among them."""
+    """The operand of a product with binary weights if its values are −a, 0 and a."""
     for data, kernel, left in ((call.args[0], call.args[1], False), (call.args[1], call.args[0], True)):
         if left and op_name(call) != "relax.matmul":
             return None
@@ -114,7 +114,8 @@ def _activation(call: Call, analysis: ValueSetAnalysis) -> relax.Expr | None:
         if not isinstance(analyse_weights(output_channels_first(call, weights, left_weight=left)), BinaryWeights):
             return None
         known = analysis.of(data)
-        return data if known is not None and (not known.is_exact or 0.0 in known.values) else None
+        values = sorted(known.values) if known is not None else []
+        return data if len(values) == 3 and values[1] == 0.0 and values[0] == -values[2] else None
     return None
 
 
