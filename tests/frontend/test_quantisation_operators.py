@@ -174,5 +174,5 @@ def test_eight_bit_floats_are_refused() -> None:
     node = helper.make_node("QuantizeLinear", ["x", "s"], ["q"], name="q", output_dtype=TensorProto.FLOAT8E4M3FN)
     back = helper.make_node("DequantizeLinear", ["q", "s"], ["y"])
     model = small_model([node, back], {"x": _data()}, {"y": 1}, {"s": F32(1)}, opset=21)
-    with pytest.raises(UnsupportedOperatorError, match=r"'q' quantises to float8e4m3fn at run time.*up to 16 bits are"):
+    with pytest.raises(UnsupportedOperatorError, match="'q' quantises to or from a narrow float type at run time"):
         import_onnx(model)
