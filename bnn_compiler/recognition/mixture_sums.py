@@ -101,9 +101,7 @@ def _all_sums(weights: Array, inputs: _Lattice, dtype: np.dtype[np.generic], axi
 
 def _span(row: _Lattice, inputs: _Lattice) -> tuple[int, int, int]:
     """Smallest and largest sum and the step between sums, in units of the two lattices."""
-    low, high = int(inputs.integers.min(initial=0)), int(inputs.integers.max(initial=0))
-    if len(inputs.integers):
-        low, high = int(inputs.integers.min()), int(inputs.integers.max())
+    low, high = (int(inputs.integers.min()), int(inputs.integers.max())) if len(inputs.integers) else (0, 0)
     upward, downward = int(row.integers[row.integers > 0].sum()), int(row.integers[row.integers < 0].sum())
     spread = math.gcd(*(int(value) - low for value in inputs.integers), 0)
     step = spread * math.gcd(*(int(value) for value in np.unique(np.abs(row.integers))), 0)
