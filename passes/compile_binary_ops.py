@@ -10,6 +10,7 @@ What is not binary is left as it was, for TVM's or the user's own passes. ``opti
 from __future__ import annotations
 
 import tvm
+from tvm import relax
 
 from bnn_compiler.kernels.kernel_choice import ChoiceOptions
 from bnn_compiler.options import Algorithm, SignZero
@@ -46,6 +47,8 @@ class CompileBinaryOps:
         """Compile the binary layers of ``main``; the report is the module attribute ``bnnc.layers``."""
         target = target_in_scope(self._target)
         passes = [
+            # Decomposed operators leave tuples of which one field is read: recognition follows tensors.
+            relax.transform.CanonicalizeBindings(),
             FoldBatchNorm(),
             self._decide,
             FlattenConv3d(),

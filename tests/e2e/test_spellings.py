@@ -72,7 +72,7 @@ SPELLINGS: dict[str, tuple[str, tuple[str, str]]] = {
     ),
     "nearest neighbours": ('s = Sign(x)  a = Resize<mode="nearest">(s, , scales)', BINARY),
     "zero or one": ("m = Greater(x, zero)  a = Cast<to=1>(m)", ("binary_weight", "activations_not_symmetric")),
-    "sign plus something": ("s = Sign(x)  a = Add(s, tenth)", ("binary_weight", "activations_not_two_valued")),
+    "sign plus something": ("s = Sign(x)  a = Add(s, tenth)", ("binary_weight", "activations_not_symmetric")),
     "relu": ("a = Relu(x)", ("binary_weight", "activations_float")),
     "residue that is not bounded": (
         "s = Sign(x)  d = Sub(s, x)  a = Add(d, x)",

@@ -14,8 +14,8 @@ from bnn_compiler.driver import lower_model, plus_tensors
 from bnn_compiler.frontend import import_onnx
 from bnn_compiler.options import CompileOptions
 from bnn_compiler.target import parse_target
+from bnn_compiler.verification.attempts import verify_network
 from bnn_compiler.verification.reference import Reference, take_zero_as_plus_one
-from bnn_compiler.verification.verify import verify_model
 
 from .chains import RandomModel
 
@@ -45,7 +45,9 @@ def disagreements(random_model: RandomModel, *, algorithm: str = "auto", sign_ze
         library = Path(directory) / "model.so"
         build_library(lowered.module, target, manifest, library)
         compiled = CompiledNetwork(library, lowered.report, runs_here=True)
-    check = verify_model(compiled, imported, lowered.layers, original=random_model.model, zero_as_plus_one=zeros)
+    check = verify_network(
+        compiled, imported, lowered.layers, original=random_model.model, zero_as_plus_one=zeros, float_layers=0
+    )
     if check.failure is not None:
         found.append(f"verification: {check.failure}")
     reference = Reference(take_zero_as_plus_one(imported.onnx_model, zeros), optimise=False)
