@@ -21,7 +21,9 @@ from bnn_compiler.atomic_file import atomic_write, check_writable
 from bnn_compiler.code_generation import LIBRARY_PIPELINE, code_generation, register_pipeline
 from bnn_compiler.errors import ArtifactError
 from bnn_compiler.linker import Linker, find_linker, link_shared
+from bnn_compiler.passes.decide_sign_zeros import SEES_ZEROS
 from bnn_compiler.passes.drop_repeated_checks import DropRepeatedChecks
+from bnn_compiler.passes.join_exact_form import EXACT
 from bnn_compiler.passes.kernel_bodies import CALLS_BODIES_ATTR
 from bnn_compiler.passes.lift_derived_constants import FUNCTION as DERIVATION
 from bnn_compiler.passes.lift_derived_constants import derived_of
@@ -161,6 +163,8 @@ def _complete_manifest(
         for global_var, function in module.functions_items()
         if isinstance(function, relax.Function) and "global_symbol" in function.attrs
     }
+    for part in (SEES_ZEROS, EXACT):  # of main (``RunInOneCall``)
+        functions.pop(part, None)
     main = functions.pop("main")
     if host_function(lowered) is not None:
         functions[BY_KERNEL] = main

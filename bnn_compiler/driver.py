@@ -25,8 +25,10 @@ from bnn_compiler.kernels.kernel_measurement import Measurement
 from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.module_attributes import LAYERS_ATTRIBUTE, SIGNS_ATTRIBUTE, read_attribute
 from bnn_compiler.options import CompileOptions
+from bnn_compiler.passes.join_exact_form import can_join, has_checked_signs, join_exact_form
 from bnn_compiler.pipeline import phases, run_phases
 from bnn_compiler.profiling.kernel_table import kernel_table
+from bnn_compiler.recognition.sign_zeros import Checked
 from bnn_compiler.report import LayerReport, NoteReport, Report, SignReport, VerificationReport, make_report
 from bnn_compiler.target import CompileTarget, parse_target
 from bnn_compiler.tensor_spec import TensorSpec
@@ -132,6 +134,16 @@ def _build(
 ) -> tuple[CompiledNetwork, LoweredModel]:
     """Lower an imported model and generate its library."""
     lowered = lower_model(imported, target, options, _part(progress, 0.1, 0.4))
+    module = lowered.module
+    unnamed = any(entry["zero"] == "checked" and entry["input"] is None for entry in lowered.report["signs"])
+    if has_checked_signs(module):
+        quiet = replace(options, dump_dir=None)
+        exact = lower_model(imported, target, quiet, _part(progress, 0.25, 0.4), checked="keep")
+        if can_join(module) and can_join(exact.module) and not unnamed:
+            module = join_exact_form(module, exact.module)
+        else:
+            # Control flow: there is no place to ask. Or verification could not. The form for all inputs is right, too.
+            module, lowered = exact.module, exact
     progress("generating code", 0.4)
     manifest = {
         "model": imported.name,
@@ -142,19 +154,25 @@ def _build(
     }
     with tempfile.TemporaryDirectory(prefix="bnnc-") as directory:
         library = Path(directory) / "model.so"
-        lowered.report["memory"] = build_library(lowered.module, target, manifest, library)
+        lowered.report["memory"] = build_library(module, target, manifest, library)
         return CompiledNetwork(library, lowered.report, runs_here=target.is_host), lowered
 
 
 def lower_model(
-    imported: ImportedModel, target: CompileTarget, options: CompileOptions, progress: Progress | None = None
+    imported: ImportedModel,
+    target: CompileTarget,
+    options: CompileOptions,
+    progress: Progress | None = None,
+    *,
+    checked: Checked = "ask",
 ) -> LoweredModel:
     """Run all phases of the pipeline on an imported model."""
     layers: list[BinaryLayer] = []
     choice = _choice(options, target, progress)
     todo = phases(
-        target.tvm_target, choice=choice, sign_zero=options.sign_zero, exact_signs=options.exact_signs, layers=layers
-    )
+        target.tvm_target, choice=choice, sign_zero=options.sign_zero, exact_signs=options.exact_signs,
+        checked=checked, layers=layers,
+    )  # fmt: skip
     with target.tvm_target:
         module = run_phases(imported.module, todo, dump_dir=options.dump_dir, progress=progress)
     return LoweredModel(module, tuple(layers), _report(imported, target, module, options))
@@ -254,10 +272,16 @@ def _sign_note(entry: SignReport, options: CompileOptions) -> NoteReport:
         cause = "is an accident of float arithmetic" if entry["source"] is None else f"comes from {entry['source']!r}"
         detail = f"Sign(0) is taken as +1: 0 {cause}"
         return {"code": "sign_zero_taken_as_plus_one", "node": entry["node"], "detail": detail}
+    if entry["zero"] == "checked":
+        where = f"{entry['input']!r} holds a 0"
+        detail = f"Sign(0) stays 0: where {where}, a run takes another form of the network"
+        return {"code": "sign_zero_checked", "node": entry["node"], "detail": detail}
     if entry["input"] in options.exact_signs:
         cause = f"verification found 0 to be common in {entry['input']!r}"
+    elif entry["source"] is not None:
+        cause = f"0 is common in {entry['source']!r}"
     else:
-        cause = f"0 is common in {entry['source']!r}" if entry["source"] is not None else "as was asked for"
+        cause = "as was asked for" if options.sign_zero == "exact" else "the input may hold it"
     return {"code": "sign_zero_kept", "node": entry["node"], "detail": f"Sign(0) stays 0: {cause}"}
 
 
@@ -282,6 +306,7 @@ def _verify(
         lowered.layers,
         original=load_model(model),
         zero_as_plus_one=plus_tensors(lowered.report),
+        checked=checked_tensors(lowered.report),
         float_layers=sum(entry["status"] == "float" for entry in lowered.report["layers"]),
         progress=lambda part: progress("verifying against ONNX Runtime", 0.6 + 0.4 * part),
     )
@@ -290,6 +315,12 @@ def _verify(
 def plus_tensors(report: Report) -> list[str]:
     """The tensors whose ``Sign`` gives +1 at zero in the compiled network, where ONNX's gives 0."""
     taken = (entry["input"] for entry in report["signs"] if entry["zero"] == "plus")
+    return [name for name in taken if name is not None]
+
+
+def checked_tensors(report: Report) -> list[str]:
+    """The tensors that a run looks for zeros in, whose ``Sign`` gives +1 at zero in the layers that it shows."""
+    taken = (entry["input"] for entry in report["signs"] if entry["zero"] == "checked")
     return [name for name in taken if name is not None]
 
 

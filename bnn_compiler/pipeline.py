@@ -26,6 +26,7 @@ from bnn_compiler.passes import (
     PlanLayouts,
     float_pipeline,
 )
+from bnn_compiler.recognition.sign_zeros import Checked
 
 Progress = Callable[[str, float], None]
 
@@ -44,9 +45,14 @@ def phases(
     choice: ChoiceOptions,
     sign_zero: SignZero = "auto",
     exact_signs: Collection[str] = (),
+    checked: Checked = "ask",
     layers: list[BinaryLayer] | None = None,
 ) -> tuple[Phase, ...]:
-    """The phases between the front end and code generation; the lowered layers are appended to ``layers``."""
+    """The phases between the front end and code generation; the lowered layers are appended to ``layers``.
+
+    ``checked`` is what becomes of signs of the input (``recognition/sign_zeros``); where they are kept beside another
+    form of the network (``join_exact_form``), tables are stored as they are used: that form derives them.
+    """
     return (
         # Variables take the names of their ONNX tensors, by which everything behind finds them.
         # Batch-norm becomes multiply-add, so that later phases see one spelling of a per-channel affine map.
@@ -61,7 +67,7 @@ def phases(
                 FoldBatchNorm(),
                 FoldBroadcastConstants(),
                 CompareBeforeSigmoid(),
-                DecideSignZeros(sign_zero, exact_signs),
+                DecideSignZeros(sign_zero, exact_signs, checked),
                 FlattenConv3d(),
                 NarrowDoubleProducts(),
                 PlanLayouts(),
@@ -71,7 +77,10 @@ def phases(
         Phase("partition", (PartitionBinaryOps(algorithm=choice.algorithm, sign_zero=sign_zero),)),
         # Composites become calls of kernels, popcount or bit-sliced along a channel tree. Each layer is also a
         # function of its own, for verification. Tables that kernels make of smaller ones are made once, at load.
-        Phase("lower", (LowerBinaryOps(target, choice=choice, layers=layers, derive=True), LiftDerivedConstants())),
+        Phase(
+            "lower",
+            (LowerBinaryOps(target, choice=choice, layers=layers, derive=checked == "ask"), LiftDerivedConstants()),
+        ),
         # The float rest gets register-tiled kernels, fused element-wise operators and schedules.
         Phase("float", tuple(float_pipeline(target))),
         # Two kinds of functions that only verification calls: it counts the signs that came out differently.

@@ -106,7 +106,8 @@ class LayerReport(_Layer, total=False):
 class SignReport(TypedDict):
     """A ``Sign`` in front of a layer with binary weights: what becomes of 0 there.
 
-    ``zero``: ``never`` (impossible), ``plus`` (taken as +1) or ``kept``. ``input`` and ``output`` are its tensors, null
+    ``zero``: ``never`` (impossible), ``plus`` (taken as +1), ``kept``, or ``checked``: looked for in each run, and kept
+    in those that have it. ``input`` and ``output`` are its tensors, null
     without a name in the model; ``padded``: whether a constant pad made the input, whose zeros stay zeros. ``source``
     is the tensor in which 0 becomes common, with its operator; null where it does not.
     """
@@ -115,7 +116,7 @@ class SignReport(TypedDict):
     input: str | None
     output: str | None
     padded: bool
-    zero: Literal["never", "plus", "kept"]
+    zero: Literal["never", "plus", "checked", "kept"]
     source: str | None
     source_op: str | None
 

@@ -32,6 +32,7 @@ from tvm.ir import Call, GlobalVar, Var
 from bnn_compiler.kernels.layer_kernels import PARTS_ATTR
 
 from .lift_derived_constants import DERIVED_ATTR, DERIVED_PREFIX, derived_of
+from .substitution import Substitution
 
 FUNCTION = "activation_bits"
 SUFFIX = "_bits"
@@ -149,28 +150,11 @@ def _same_derived(left: relax.Expr, right: relax.Expr) -> bool:
     return both and left.name == right.name and left.name.startswith(DERIVED_PREFIX)
 
 
-@relax.expr_functor.mutator
-class _Substitution(relax.PyExprMutator):  # type: ignore[misc]
-    """Replaces variables by those of another function."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.variables: dict[Var, Var] = {}
-
-    def visit_var_(self, variable: Var) -> relax.Expr:
-        """Return the new variable."""
-        return self.variables[variable]
-
-    def visit_dataflow_var_(self, variable: Var) -> relax.Expr:
-        """Return the new variable."""
-        return self.variables[variable]
-
-
 def _add_copy(builder: relax.BlockBuilder, name: str, function: relax.Function, results: Sequence[Var]) -> None:
     """Add ``function`` up to the last of ``results``, which it returns (a tuple when there are several)."""
     bindings = _dataflow_bindings(function)
     assert bindings is not None, "only called for functions that rule 1 holds for"
-    substitution = _Substitution()
+    substitution = Substitution()
     parameters = [relax.Var(parameter.name, parameter.ty) for parameter in function.params]
     substitution.variables.update(zip(function.params, parameters, strict=True))
     missing = set(results)

@@ -91,7 +91,7 @@ def read_straight_line(module: tvm.IRModule, function: relax.Function) -> Straig
             values[binding.var] = resolve(value)
             if not isinstance(values[binding.var], relax.Var | relax.Tuple | Constant):  # 3
                 return None
-    line.constants = _distinct_constants(line.steps)
+    line.constants = distinct_constants(line.steps)
     return line
 
 
@@ -130,7 +130,8 @@ def _takes_tensors(kernel: tvm.ir.BaseFunc, arguments: Sequence[relax.Expr]) -> 
     return all(isinstance(argument, relax.Var | Constant) for argument in arguments)
 
 
-def _distinct_constants(steps: Sequence[Step]) -> list[Constant]:
+def distinct_constants(steps: Sequence[Step]) -> list[Constant]:
+    """The constants that ``steps`` take, each once, in order of their first use."""
     found: list[Constant] = []
     for argument in (argument for step in steps for argument in step.arguments):
         if isinstance(argument, Constant) and not any(argument.same_as(known) for known in found):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -99,8 +100,16 @@ KEPT = {
         "ones) s = Sign(b)"
     ),
 }  # fmt: skip
-PLUS = {
+CHECKED = {
     "an input": "s = Sign(x)",
+    "an input less an integer": "d = Sub(x, one) s = Sign(d)",
+    "an input scaled and moved": "t = Transpose<perm = [0, 1, 3, 2]>(x) d = Mul(t, three) s = Sign(d)",
+    "pooled": "m = MaxPool<kernel_shape = [2, 2]>(x) s = Sign(m)",
+    "averaged": "m = AveragePool<kernel_shape = [2, 2]>(x) s = Sign(m)",
+    "in front of a chain": "a = Sign(x) c = Conv(a, v) d = Sub(c, one) s = Sign(d)",
+    "in front of a scaled chain": "a = Sign(x) c = Conv(a, scaled) d = Sub(c, tenth) e = Relu(d) s = Sign(x)",
+}
+PLUS = {
     "float convolution": "c = Conv(x, real) s = Sign(c)",
     "batch-norm": "c = Conv(x, real) b = BatchNormalization(c, gamma, beta, zeros, ones) s = Sign(b)",
     "residual": "a = Sign(x) c = Conv<pads = [1, 1, 1, 1]>(a, v) d = Add(c, x) s = Sign(d)",
@@ -142,6 +151,12 @@ def _decided(compiled: bnn_compiler.CompiledNetwork) -> str:
     return decisions[-1]["zero"] if decisions else "never"
 
 
+def _with_zeros(seed: int) -> Array:
+    """Small integers, zeros of both signs among them."""
+    numbers = np.asarray([-2, -1, -0.0, 0, 1, 2], np.float32)
+    return np.random.default_rng(seed).choice(numbers, (1, 8, 8, 8))
+
+
 @pytest.mark.parametrize("name", [*KEPT, *PLUS, *NEVER])
 def test_as_onnx_runtime_has_it(name: str) -> None:
     """On ordinary inputs the compiled network gives a stock ONNX Runtime's integers, bit for bit."""
@@ -154,6 +169,58 @@ def test_as_onnx_runtime_has_it(name: str) -> None:
     x = np.random.default_rng(1).standard_normal((1, 8, 8, 8)).astype(np.float32)
     [expected] = run_onnx(model, {"x": x})
     np.testing.assert_array_equal(compiled.run({"x": x})["y"], expected)
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_zeros_of_the_input_are_looked_for_in_each_run(name: str) -> None:
+    """Binary for measured numbers; with ONNX's zeros where there are any. Chains end in the layer that reads ``s``."""
+    model = _model(CHECKED[name])
+    compiled = bnn_compiler.compile_model(model)
+    assert "checked" in {entry["zero"] for entry in compiled.report["signs"]}
+    assert {layer["status"] for layer in compiled.report["layers"]} == {"binary"}
+    [note] = [note for note in compiled.report["notes"] if note["code"] == "sign_zero_checked"]
+    assert "takes another form" in note["detail"]
+    measured = np.random.default_rng(1).standard_normal((1, 8, 8, 8)).astype(np.float32)
+    one_zero = measured.copy()
+    one_zero[0, 3, 4, 5] = 0
+    for x in (measured, _with_zeros(1), one_zero, np.zeros_like(measured), measured):
+        [expected] = run_onnx(model, {"x": x})
+        np.testing.assert_array_equal(compiled.run({"x": x})["y"], expected)
+
+
+def test_a_zero_in_any_input_counts(tmp_path: Path) -> None:
+    """Two inputs, one of doubles, two outputs; exported and loaded, on two threads, by kernel."""
+    body = "e = Cast<to = 1>(z) a = Sign(e) b = Sign(x) c = Conv(a, v) t = Conv(b, v) d = Add(c, t) s = Sign(d)"
+    model = _model(body, inputs="(float[1,8,8,8] x, double[1,8,8,8] z)", outputs="t y")
+    compiled = bnn_compiler.compile_model(model)
+    compiled.export(tmp_path / "model.so")
+    loaded = bnn_compiler.load(tmp_path / "model.so", threads=2)
+    x, z = RNG.standard_normal((2, 1, 8, 8, 8))
+    for number, feed in enumerate(({"x": x, "z": z}, {"x": x, "z": z * (z > 0)}, {"x": x * (x > 0), "z": z})):
+        typed = {"x": feed["x"].astype(np.float32), "z": feed["z"]}
+        expected = dict(zip(("t", "y"), run_onnx(model, typed), strict=True))
+        for network in (compiled, loaded):
+            actual = network.run(typed)
+            for output, value in expected.items():
+                np.testing.assert_array_equal(actual[output], value, err_msg=f"{output} of {number}")
+
+
+def test_where_nothing_can_be_asked_zeros_are_kept() -> None:
+    """A network with control flow is no straight line of kernels, and has one form: the one that is right for all."""
+    branches = """
+        g (bool[1] b, float[1,8,8,8] x) => (float[1,4,6,6] y, float[1,8,8,8] z) {
+            s = Sign(x)
+            y = Conv(s, w)
+            z = If(b) <then_branch = t () => (float[1,8,8,8] p) { p = Relu(x) },
+                       else_branch = e () => (float[1,8,8,8] q) { q = Neg(x) }>
+        }"""
+    model = parse(branches)
+    model.graph.initializer.append(numpy_helper.from_array(WEIGHTS["w"], "w"))
+    compiled = bnn_compiler.compile_model(model)
+    assert {entry["zero"] for entry in compiled.report["signs"]} == {"kept"}
+    feeds = {"b": np.asarray([True]), "x": _with_zeros(2)}
+    for name, value in zip(("y", "z"), run_onnx(model, feeds), strict=True):
+        np.testing.assert_array_equal(compiled.run(feeds)[name], value)
 
 
 def test_the_report_says_where_zero_comes_from() -> None:
@@ -193,11 +260,9 @@ GRAPHS = {
 def test_all_readers_see_the_same_sign(name: str) -> None:
     outputs, body = GRAPHS[name]
     model = _model(body, outputs=outputs)
-    compiled = bnn_compiler.compile_model(model)
+    compiled = bnn_compiler.compile_model(model, sign_zero="plus")
     assert {note["code"] for note in compiled.report["notes"]} == {"sign_zero_taken_as_plus_one"}
-    # Zeros of both signs among them.
-    numbers = np.asarray([-2, -1, -0.0, 0, 1, 2], np.float32)
-    data = {"x": np.random.default_rng(1).choice(numbers, (1, 8, 8, 8))}
+    data = {"x": _with_zeros(1)}
     taken = [node.input[0] for node in model.graph.node if node.op_type == "Sign"]
     expected = Reference(take_zero_as_plus_one(model, taken)).run(data)
     actual = compiled.run(data)

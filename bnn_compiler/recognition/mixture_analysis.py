@@ -33,10 +33,14 @@ _EXTREMES = ("relax.max", "relax.min")
 
 
 class MixtureAnalysis:
-    """Mixtures on demand; ``analysis`` knows definitions, constants and bounds of the same function."""
+    """Mixtures on demand; ``analysis`` knows definitions, constants and bounds of the same function.
 
-    def __init__(self, analysis: ValueSetAnalysis) -> None:
+    ``any_input``: inputs of floats are not measured, but may hold any number again and again, as masks and counts do.
+    """
+
+    def __init__(self, analysis: ValueSetAnalysis, *, any_input: bool = False) -> None:
         self._analysis = analysis
+        self._any_input = any_input
         self._known: dict[Var, Mixture] = {}
 
     def forget(self) -> None:
@@ -95,7 +99,7 @@ class MixtureAnalysis:
         definition = self._analysis.definition(variable)
         dtype = np.dtype(dtype_of(variable) or "float32")
         if definition is None:
-            return _of_input(variable, dtype)
+            return anything(variable, dtype) if self._any_input else _of_input(variable, dtype)
         if dtype.kind == "b":
             return at_points([0, 1], dtype)
         values = self._exact_values(variable)
@@ -168,7 +172,8 @@ class MixtureAnalysis:
         never = data.can_equal(0.0) is False or bounds.low > 0 or bounds.high < 0
         if variable in self._analysis.plus_signs or never:
             return at_points(values, dtype)
-        return at_points([*values, 0.0], dtype) if data.may_hold_zero else replace(at_points(values, dtype), leaks=True)
+        common = data.may_hold_zero or variable in self._analysis.kept_signs
+        return at_points([*values, 0.0], dtype) if common else replace(at_points(values, dtype), leaks=True)
 
     def _where(self, variable: Var, call: Call) -> Mixture | None:
         choices = [self._broadcast(operand, variable) for operand in call.args[1:]]

@@ -1,10 +1,12 @@
 """What becomes of 0 at each ``Sign`` that makes a layer's activation: ONNX's 0, or +1 as binary engines have it?
 
-ONNX's ``Sign(0)`` is 0, and a bit cannot hold it. ``Decision`` says which of three cases a ``Sign`` is:
+ONNX's ``Sign(0)`` is 0, and a bit cannot hold it. ``Decision`` says which of four cases a ``Sign`` is:
 
 - *never*: its operand cannot be 0. Nothing to decide.
 - *plus*: 0 is an accident of float arithmetic (``mixtures``: no atom), and taken as +1. The ``Sign`` then is ±1 for all
   that reads it, so that what follows can be proven to be binary, too.
+- *checked*: as *plus* for measured numbers, but a ``Sign`` of the input itself, or of what was made of it without sums:
+  0 is common if the caller's numbers are masks or counts. That is seen when the network runs, and cheaply.
 - *kept*: 0 is common. ONNX's value is kept, and a layer that reads it has three-valued activations.
 
 Only a ``Sign`` that leaves the 0 in an activation of −a, 0 and a of a layer with binary weights is decided about, and
@@ -27,6 +29,7 @@ from bnn_compiler.options import SignZero
 from bnn_compiler.recognition.binary_weights import BinaryWeights, analyse_weights
 from bnn_compiler.recognition.element_selection import Functions, selected_operands
 from bnn_compiler.recognition.matching import PRODUCTS, output_channels_first
+from bnn_compiler.recognition.mixture_analysis import MixtureAnalysis
 from bnn_compiler.recognition.value_sets import ValueSetAnalysis
 
 
@@ -40,8 +43,15 @@ class Decision:
     sign: Var
     data: Var
     pad: Call | None
-    zero: Literal["never", "plus", "kept"]
+    zero: Literal["never", "plus", "checked", "kept"]
     source: Var | None = None
+
+
+Checked = Literal["plus", "ask", "keep"]
+"""What becomes of a ``Sign`` that would be checked: it is taken as +1, it is checked, or it keeps ONNX's 0."""
+
+#: Operators between the inputs and a ``Sign`` that is checked: they run twice.
+_MOST_CHECKED = 16
 
 
 def decide_sign_zeros(
@@ -49,15 +59,19 @@ def decide_sign_zeros(
     functions: Functions,
     sign_zero: SignZero,
     keeps: Callable[[Var], bool] = lambda _: False,
+    *,
+    checked: Checked = "plus",
 ) -> list[Decision]:
     """The decisions of ``function``, in its order.
 
     ``sign_zero``: ``auto`` decides as the module's docstring says, ``plus`` takes every 0 as +1, ``exact`` none.
-    ``keeps`` names results of ``Sign`` that keep 0 whatever the analysis says.
+    ``keeps`` names results of ``Sign`` that keep 0 whatever the analysis says. ``checked`` says
+    what becomes of a ``Sign`` that would be checked, for who cannot look at the numbers of a run.
     """
     bindings = {b.var: b.value for block in function.body.blocks for b in block.bindings}
     plus: set[Var] = set()
-    analysis = ValueSetAnalysis(bindings, functions, plus)
+    kept: set[Var] = set()
+    analysis = ValueSetAnalysis(bindings, functions, plus, kept)
     order = {variable: index for index, variable in enumerate(bindings)}
     decided: dict[Var, Decision] = {}
     for call in bindings.values():
@@ -68,12 +82,18 @@ def decide_sign_zeros(
         while activation is not None and (found := _undecided(activation, analysis, decided)):
             first = min(found, key=order.__getitem__)
             # All signs of one tensor: a reference, too, can only be told of the tensor.
-            for sign in _signs_of(bindings, first):
-                decided[sign] = _decide(sign, analysis, sign_zero, keeps)
-            if decided[first].zero == "plus":
-                plus.update(_signs_of(bindings, first))
-                start = min(order[sign] for sign in _signs_of(bindings, first))
-                analysis.forget({later for later, index in order.items() if index >= start})
+            signs = _signs_of(bindings, first)
+            for sign in signs:
+                decided[sign] = _decide(sign, analysis, sign_zero, keeps, checked)
+            found_common = analysis.mixtures.of(decided[first].data).may_hold_zero
+            if decided[first].zero in ("plus", "checked"):
+                plus.update(signs)
+            elif decided[first].zero == "kept" and not found_common:
+                kept.update(signs)
+            else:
+                continue
+            start = min(order[sign] for sign in signs)
+            analysis.forget({later for later, index in order.items() if index >= start})
     return [decided[sign] for sign in sorted(decided, key=order.__getitem__)]
 
 
@@ -123,7 +143,9 @@ def _undecided(activation: relax.Expr, analysis: ValueSetAnalysis, decided: Coll
     return [sign for sign in signs_behind(activation, analysis) if sign not in decided]
 
 
-def _decide(sign: Var, analysis: ValueSetAnalysis, sign_zero: SignZero, keeps: Callable[[Var], bool]) -> Decision:
+def _decide(
+    sign: Var, analysis: ValueSetAnalysis, sign_zero: SignZero, keeps: Callable[[Var], bool], checked: Checked
+) -> Decision:
     call = analysis.definition(sign)
     assert isinstance(call, Call), "signs_behind gives results of Sign"
     data, pad = call.args[0], None
@@ -137,7 +159,28 @@ def _decide(sign: Var, analysis: ValueSetAnalysis, sign_zero: SignZero, keeps: C
     # Where the operand has one sign, 0 is the other value of two: {0, 1} is no binariser, but its bit holds it.
     kept = sign_zero == "exact" or keeps(sign) or not dtype_of(data).startswith("float")
     kept = kept or bounds.low >= 0 or bounds.high <= 0 or (sign_zero == "auto" and mixture.may_hold_zero)
+    if not kept and checked != "plus" and sign_zero == "auto" and _is_checked(data, analysis):
+        return Decision(sign, data, pad, "checked" if checked == "ask" else "kept", mixture.zero)
     return Decision(sign, data, pad, "kept" if kept else "plus", mixture.zero)
+
+
+def _is_checked(data: relax.Expr, analysis: ValueSetAnalysis) -> bool:
+    """Whether ``data`` is made of inputs without products and at little cost, and is 0 for common numbers in them."""
+    pending, seen = [data], set()
+    while pending:
+        variable = pending.pop()
+        if not isinstance(variable, Var) or variable in seen:
+            continue
+        seen.add(variable)
+        definition = analysis.definition(variable)
+        if isinstance(definition, relax.If) or len(seen) > _MOST_CHECKED or op_name(definition) in PRODUCTS:
+            return False
+        if isinstance(definition, relax.TupleGetItem):
+            pending.append(definition.tuple_value)
+        elif isinstance(definition, Call):
+            fields = (arg.fields if isinstance(arg, relax.Tuple) else [arg] for arg in definition.args)
+            pending += [field for group in fields for field in group]
+    return MixtureAnalysis(analysis, any_input=True).of(data).may_hold_zero
 
 
 def _sources(definition: relax.Expr, analysis: ValueSetAnalysis) -> list[relax.Expr]:

@@ -72,7 +72,8 @@ class ValueSet:
 class ValueSetAnalysis:
     """Value sets of the variables of one Relax function (``bindings``: its variables' definitions).
 
-    ``plus_signs`` are results of ``Sign`` that count as +1 at zero (``sign_zeros``).
+    ``plus_signs`` are results of ``Sign`` that count as +1 at zero, ``kept_signs`` those whose 0 is common though nothing
+    in front of them says so (``sign_zeros``).
     """
 
     def __init__(
@@ -80,9 +81,11 @@ class ValueSetAnalysis:
         bindings: Mapping[Var, relax.Expr],
         functions: Functions | None = None,
         plus_signs: AbstractSet[Var] = frozenset(),
+        kept_signs: AbstractSet[Var] = frozenset(),
     ) -> None:
         self._bindings = bindings
         self.plus_signs = plus_signs
+        self.kept_signs = kept_signs
         self.functions: Functions = functions or {}
         self.constants = ConstantEvaluator(bindings)
         self.bounds = ValueBounds(self)

@@ -16,6 +16,7 @@ from bnn_compiler.verification.inner_tensors import Runnable
 from bnn_compiler.verification.referee import Referee, Ruling
 from bnn_compiler.verification.reference import Reference, expose, take_zero_as_plus_one
 from bnn_compiler.verification.sample_inputs import Kind, Sample, sample_inputs
+from bnn_compiler.verification.sign_zeros import SeesZeros
 from bnn_compiler.verification.verify import Network, VerificationResult, verify_model
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
@@ -28,6 +29,7 @@ def verify_network(
     *,
     original: ModelProto | None,
     zero_as_plus_one: Collection[str],
+    checked: Collection[str] = (),
     float_layers: int,
     progress: Callable[[float], None] = lambda _: None,
 ) -> VerificationResult:
@@ -47,7 +49,7 @@ def verify_network(
 
     def attempt(*, exact_sums: bool = False) -> VerificationResult:
         return verify_model(
-            compiled, imported, layers, original=original, zero_as_plus_one=zero_as_plus_one,
+            compiled, imported, layers, original=original, zero_as_plus_one=zero_as_plus_one, checked=checked,
             float_layers=float_layers, exact_sums=exact_sums, without=without, progress=progress,
         )  # fmt: skip
 
@@ -59,19 +61,30 @@ def verify_network(
         exact = attempt(exact_sums=True)
         result = exact if exact.passed else result
     if not result.passed and all(layer.passed for layer in result.layers):
-        model = take_zero_as_plus_one(imported.onnx_model, zero_as_plus_one)
         samples = sample_inputs(imported.inputs, 0, without)
         with contextlib.suppress(ModelError):  # float64 could not be had: the result says so
-            result = replace(result, ruling=_ruling(compiled, model, layers, samples))
+            result = replace(
+                result, ruling=_ruling(compiled, imported.onnx_model, layers, samples, zero_as_plus_one, checked)
+            )
     return result
 
 
-def _ruling(compiled: Runnable, model: ModelProto, layers: Sequence[BinaryLayer], samples: Iterable[Sample]) -> Ruling:
+def _ruling(
+    compiled: Runnable,
+    model: ModelProto,
+    layers: Sequence[BinaryLayer],
+    samples: Iterable[Sample],
+    zero_as_plus_one: Collection[str],
+    checked: Collection[str],
+) -> Ruling:
     """Of all inputs: what was decided, and the first that is wrong."""
-    referee = Referee(compiled, model, layers)
+    measured = Referee(compiled, take_zero_as_plus_one(model, [*zero_as_plus_one, *checked]), layers)
+    # The form of the network that keeps zeros does not show its bits.
+    exact = Referee(compiled, take_zero_as_plus_one(model, zero_as_plus_one), []) if checked else measured
+    sees_zeros = SeesZeros(model, checked)
     decided = 0
     for sample in samples:
-        ruling = referee.judge(sample.feed)
+        ruling = (exact if sees_zeros(sample.feed) else measured).judge(sample.feed)
         decided += ruling.decided
         if ruling.wrong is not None:
             return Ruling(decided, ruling.wrong)

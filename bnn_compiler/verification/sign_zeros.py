@@ -52,6 +52,25 @@ def count_sign_zeros(model: ModelProto, tensors: Iterable[str], samples: Iterabl
     return {name: share for name, share in shares.items() if share > ACCIDENT}
 
 
+class SeesZeros:
+    """Whether a run takes the form of the network that keeps ONNX's 0 (``passes/join_exact_form.py``).
+
+    ``tensors`` are those that the artifact looks for zeros in, by their ONNX names.
+    """
+
+    def __init__(self, model: ModelProto, tensors: Iterable[str]) -> None:
+        wanted = list(dict.fromkeys(tensors))
+        pads = pads_of(model, wanted)
+        self._tensors = {name: pads.get(name, name) for name in wanted}
+        self._reference = Reference(expose(model, self._tensors.values()), optimise=False) if wanted else None
+
+    def __call__(self, feed: Feeds) -> bool:
+        """Return whether any of the tensors holds a zero on ``feed``."""
+        if self._reference is None:
+            return False
+        return any(zeros.any() for zeros in _zeros(self._reference, self._tensors, feed).values())
+
+
 def may_be_common(sample: Sample, values: Iterable[Array]) -> bool:
     """Whether any of a network's ``values`` on ``sample`` has more zeros than an accident: then counting is due."""
     zeros = ((int(value.size - np.count_nonzero(value)), value.size) for value in values)

@@ -190,6 +190,7 @@ def verify_model(
     feeds: Sequence[Feeds] | None = None,
     original: ModelProto | None = None,
     zero_as_plus_one: Collection[str] = (),
+    checked: Collection[str] = (),
     float_layers: int = 0,
     exact_sums: bool = False,
     without: Collection[Kind] = (),
@@ -202,7 +203,9 @@ def verify_model(
     too. Where ONNX Runtime cannot load it (custom operators that the front end expressed in ONNX), ``imported`` stands
     in; and where it computes in half precision and that shows: roundings that the compiled network leaves out move
     values across thresholds, as far from them as 2^-11.
-    ``zero_as_plus_one`` names the tensors whose ``Sign`` was compiled with Sign(0) = +1. ``float_layers`` is the
+    ``zero_as_plus_one`` names the tensors whose ``Sign`` was compiled with Sign(0) = +1. ``checked``
+    names those for which that holds on inputs that leave no zero in them; the layers alone, and the activations that
+    the artifact shows, are of that form on every input. ``float_layers`` is the
     number of layers that are neither binary nor binary-weight. ``exact_sums`` takes the imported network with the
     sums of its binary layers exact (:mod:`bnn_compiler.verification.exact_sums`) for the reference. ``without`` are
     kinds of unusual inputs that are left out.
@@ -217,9 +220,10 @@ def verify_model(
             return (Sample("ordinary", feed) for feed in feeds)
         return sample_inputs(imported.inputs, seed, without)
 
-    model = take_zero_as_plus_one(imported.onnx_model, zero_as_plus_one)
+    whole = take_zero_as_plus_one(imported.onnx_model, zero_as_plus_one)
+    model = take_zero_as_plus_one(whole, checked)
     if exact_sums:
-        model = with_exact_sums(model, [layer.name for layer in layers])
+        whole, model = (with_exact_sums(each, [layer.name for layer in layers]) for each in (whole, model))
     padded = pads_of(model, zero_as_plus_one)
     inner = InnerTensors(compiled, model, layers, [*zero_as_plus_one, *padded.values()])
     plus = [name for name in dict.fromkeys(zero_as_plus_one) if name in inner.observed]
@@ -248,7 +252,7 @@ def verify_model(
         skipped=inner.skipped, compared_with=own.name, own=compare_by_kind(own, beside_own, kinds),
         sign_zeros=count_sign_zeros(imported.onnx_model, plus, samples()) if zeros else {},
     )  # fmt: skip
-    other = _other_reference(model, original, zero_as_plus_one, exact_sums=exact_sums)
+    other = _other_reference(whole, original, zero_as_plus_one, exact_sums=exact_sums)
     if other is None or (found.passed and not exact_sums):
         return found
     name, reference = other
