@@ -13,7 +13,8 @@ Conditions, checked in this order; where one fails nothing is added:
 2. each layer function calls finished kernels (PrimFuncs with attribute ``bnnc.kernel``), the last of which, the
    product, takes the result of the one before;
 3. each layer's product is one call in ``main``: of the same kernel, or of one that computes it in another form
-   (``PARTS_ATTR``), on the same constants; several layers that are all alike follow each other as in the report.
+   (``PARTS_ATTR``), on the same constants; of several layers that are all alike, the one of the same node
+   (``bnnc.names``), or where that is not known, as they follow each other in the report.
 
 No kernel is added: the cost is some hundred bytes of code for TVM's virtual machine.
 """
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tvm
 import tvm_ffi
@@ -30,6 +31,7 @@ from tvm import relax
 from tvm.ir import Call, GlobalVar, Var
 
 from bnn_compiler.kernels.layer_kernels import PARTS_ATTR
+from bnn_compiler.module_attributes import LAYERS_ATTRIBUTE, onnx_names, read_attribute
 
 from .lift_derived_constants import DERIVED_ATTR, DERIVED_PREFIX, derived_of
 from .substitution import Substitution
@@ -51,12 +53,19 @@ class ExposeActivationBits:
         if main is None or not names or FUNCTION in (variable.name_hint for variable in module.functions):  # 1
             return module
         layers = [_pack_and_product(module, name) for name in names]
-        products = [product for binding in main for product in _products(module, binding.value)]
+        nodes, of_layers = onnx_names(module), read_attribute(module, LAYERS_ATTRIBUTE) or []
+        node_of = {entry["function"]: entry["name"] for entry in of_layers}
+        products = [
+            replace(product, node=nodes.get(binding.var.name, {}).get("node"))
+            for binding in main
+            for product in _products(module, binding.value)
+        ]
         packs: dict[Var, str] = {}
         for name, layer in zip(names, layers, strict=True):
-            found = next((p for p in products if layer is not None and _same_layer(p, layer[1])), None)
-            if found is None:  # 2, 3
+            alike = [p for p in products if layer is not None and _same_layer(p, layer[1])]
+            if not alike:  # 2, 3
                 return module
+            found = next((p for p in alike if p.node is not None and p.node == node_of.get(name)), alike[0])
             products.remove(found)
             packs.setdefault(found.data, name)
         builder = relax.BlockBuilder(module)
@@ -108,11 +117,15 @@ def _pack_and_product(module: tvm.IRModule, name: str) -> tuple[Call, Call] | No
 
 @dataclass(frozen=True, eq=False)
 class _Product:
-    """A product in ``main``: its packed activation and constants; ``kernel`` is None where it is in another form."""
+    """A product in ``main``: its packed activation and constants; ``kernel`` is None where it is in another form.
+
+    ``node`` is the ONNX node of its result, where that is known.
+    """
 
     kernel: GlobalVar | None
     data: Var
     constants: tuple[relax.Expr, ...]
+    node: str | None = None
 
 
 def _products(module: tvm.IRModule, value: relax.Expr) -> list[_Product]:

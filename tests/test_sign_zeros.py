@@ -205,24 +205,6 @@ def test_a_zero_in_any_input_counts(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(actual[output], value, err_msg=f"{output} of {number}")
 
 
-def test_where_nothing_can_be_asked_zeros_are_kept() -> None:
-    """A network with control flow is no straight line of kernels, and has one form: the one that is right for all."""
-    branches = """
-        g (bool[1] b, float[1,8,8,8] x) => (float[1,4,6,6] y, float[1,8,8,8] z) {
-            s = Sign(x)
-            y = Conv(s, w)
-            z = If(b) <then_branch = t () => (float[1,8,8,8] p) { p = Relu(x) },
-                       else_branch = e () => (float[1,8,8,8] q) { q = Neg(x) }>
-        }"""
-    model = parse(branches)
-    model.graph.initializer.append(numpy_helper.from_array(WEIGHTS["w"], "w"))
-    compiled = bnn_compiler.compile_model(model)
-    assert {entry["zero"] for entry in compiled.report["signs"]} == {"kept"}
-    feeds = {"b": np.asarray([True]), "x": _with_zeros(2)}
-    for name, value in zip(("y", "z"), run_onnx(model, feeds), strict=True):
-        np.testing.assert_array_equal(compiled.run(feeds)[name], value)
-
-
 def test_the_report_says_where_zero_comes_from() -> None:
     compiled = bnn_compiler.compile_model(_model(KEPT["masked"]))
     [entry] = compiled.report["signs"]

@@ -72,8 +72,8 @@ class ValueSet:
 class ValueSetAnalysis:
     """Value sets of the variables of one Relax function (``bindings``: its variables' definitions).
 
-    ``plus_signs`` are results of ``Sign`` that count as +1 at zero, ``kept_signs`` those whose 0 is common though nothing
-    in front of them says so (``sign_zeros``).
+    ``plus_signs`` are results of ``Sign`` that count as +1 at zero, ``kept_signs`` those whose 0 is common though
+    nothing in front of them says so (``sign_zeros``).
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from bnn_compiler.frontend.custom_operators import CUSTOM_LOWERINGS
 from .generate import Case, Options
 from .judge import Judge, Verdict
 from .one_node import Array, RejectedNodeError
-from .plus import sets_of_plus, signs_of_inputs, with_plus
+from .plus import sets_of_plus, with_plus
 from .prepare import case_of, runs
 
 FEW = ("nan", "infinite", "huge", "denormal")
@@ -116,9 +116,6 @@ def _judge_network(
     bits = frozenset(layer["name"] for layer in report["layers"] if layer["algorithm"] != "float")
     judges = [judge]
     judges += [Judge(with_plus(reference, names)) for names in sets_of_plus(reference, noted)]
-    by_default = [judge]
-    if own := signs_of_inputs(reference, noted):
-        by_default.append(Judge(with_plus(reference, own)))
     found: list[tuple[str, Verdict]] = []
     rounding = 0
     for kind, feed in feeds.items():
@@ -127,7 +124,7 @@ def _judge_network(
         except Exception as error:
             return _internal("run", error)
         # What is taken as +1 by default must be right for ONNX's zero wherever zeros do not come of underflow alone.
-        of_kind = judges if kind in FEW or options.sign_zero == "plus" else by_default
+        of_kind = judges if kind in FEW or options.sign_zero == "plus" else [judge]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

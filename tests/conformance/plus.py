@@ -1,7 +1,6 @@
 """References in which Sign(0) is +1 at the Signs that the report notes.
 
-With ``sign_zero="plus"`` each set of these counts as the reference. By default +1 is right only where 0 is an accident,
-or where the Sign is one of the network's input: zeros of the caller's own are documented to count as +1 there.
+With ``sign_zero="plus"`` each set of these counts as the reference. By default +1 is right only where 0 is an accident.
 """
 
 from __future__ import annotations
@@ -18,10 +17,6 @@ from .one_node import reads
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 _MOST = 3
 """Signs of which all sets are tried."""
-_CALLERS_DATA = frozenset(
-    {"Cast", "Flatten", "Identity", "Neg", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
-)
-"""Operators behind which a zero of the input is still the caller's own."""
 
 
 def sets_of_plus(model: onnx.ModelProto, noted: Collection[str]) -> Iterator[tuple[str, ...]]:
@@ -35,20 +30,6 @@ def sets_of_plus(model: onnx.ModelProto, noted: Collection[str]) -> Iterator[tup
     sizes = range(len(names), 0, -1) if len(names) <= _MOST else (len(names),)
     for size in sizes:
         yield from itertools.combinations(names, size)
-
-
-def signs_of_inputs(model: onnx.ModelProto, names: Collection[str]) -> tuple[str, ...]:
-    """Those of the ``Sign`` nodes ``names`` that read an input, through moves at most: by default these are +1 at 0."""
-    makers = {name: node for node in model.graph.node for name in node.output}
-    found = []
-    for node in model.graph.node:
-        if node.op_type != "Sign" or node.name not in names:
-            continue
-        source = node.input[0]
-        while source in makers and makers[source].op_type in _CALLERS_DATA:
-            source = makers[source].input[0]
-        found += [node.name] if source not in makers else []
-    return tuple(found)
 
 
 def _signs_in_front(layer: onnx.NodeProto, makers: dict[str, onnx.NodeProto]) -> list[str]:

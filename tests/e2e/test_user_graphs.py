@@ -25,8 +25,6 @@ ROUNDING = {
 }  # fmt: skip
 #: What a max-pool makes of NaN depends on where the NaN is in ONNX Runtime (docs/float-kernels.md).
 NAN = {"D-nan__g2106", "D-nan__g3234"}
-#: A network that signs its input, and inputs that hold zeros (docs/recognition.md): ONNX's 0 has to be asked for.
-ZEROS_IN_THE_INPUT = {"D-wrong__g2085", "D-wrong__g2145", "D-wrong__g2239"}
 
 
 @pytest.mark.slow
@@ -37,7 +35,7 @@ def test_recorded_outputs(name: str) -> None:
         pytest.skip("the graphs are not here; point BNNC_CASES at the folder that holds them")
     if name in ROUNDING or name in NAN:
         pytest.skip("the recorded outputs are rounding, or NaN in a max-pool")
-    compiled = bnn_compiler.compile_model(path, sign_zero="exact" if name in ZEROS_IN_THE_INPUT else "auto")
+    compiled = bnn_compiler.compile_model(path)
     recorded = np.load(path.with_suffix(".npz"))
     whole = {spec.name: recorded[f"in_{spec.name}"] for spec in compiled.inputs}
     first = compiled.inputs[0]
