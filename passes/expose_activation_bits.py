@@ -54,7 +54,7 @@ class ExposeActivationBits:
             return module
         layers = [_pack_and_product(module, name) for name in names]
         nodes, of_layers = onnx_names(module), read_attribute(module, LAYERS_ATTRIBUTE) or []
-        node_of = {entry["function"]: entry["name"] for entry in of_layers}
+        node_of = {entry.get("function"): entry["name"] for entry in of_layers}
         products = [
             replace(product, node=nodes.get(binding.var.name, {}).get("node"))
             for binding in main

@@ -18,7 +18,7 @@ from tvm.ir import Call, Var
 from bnn_compiler.constants import Array, dtype_of, elementwise_operands, op_name, static_shape
 from bnn_compiler.recognition.element_selection import selected_operands
 from bnn_compiler.recognition.mixture_operators import apply_binary, apply_unary, of_constant, other
-from bnn_compiler.recognition.mixture_sums import weighted_sums
+from bnn_compiler.recognition.mixture_sums import WeightRow, weight_rows, weighted_sums
 from bnn_compiler.recognition.mixtures import Mixture, anything, at_points, continuum, no_points, union
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class MixtureAnalysis:
         self._analysis = analysis
         self._any_input = any_input
         self._known: dict[Var, Mixture] = {}
+        self._weight_rows: dict[Var, list[WeightRow | None]] = {}
 
     def forget(self) -> None:
         """Drop what is known: atoms of large layers take megabytes, and a decision about a Sign changes others."""
@@ -70,6 +71,8 @@ class MixtureAnalysis:
             return [definition.tuple_value] if isinstance(definition.tuple_value, Var) else []
         if not isinstance(definition, Call) or self._analysis.constants.value(variable) is not None:
             return []
+        if variable in self._analysis.plus_signs or variable in self._analysis.kept_signs:
+            return []  # decided: what is in front of it is looked at no more
         found: list[Var] = []
         for argument in definition.args:
             fields = argument.fields if isinstance(argument, relax.Tuple) else [argument]
@@ -166,14 +169,16 @@ class MixtureAnalysis:
 
     def _sign(self, variable: Var, call: Call, dtype: np.dtype[np.generic]) -> Mixture:
         """±1, and 0 unless that is decided, impossible, or an accident."""
-        data = self.of(call.args[0])
         bounds = self._analysis.bounds.of(call.args[0])
         values = [-1.0] * (bounds.low < 0) + [1.0] * (bounds.high > 0)
-        never = data.can_equal(0.0) is False or bounds.low > 0 or bounds.high < 0
-        if variable in self._analysis.plus_signs or never:
+        if variable in self._analysis.plus_signs or bounds.low > 0 or bounds.high < 0:
             return at_points(values, dtype)
-        common = data.may_hold_zero or variable in self._analysis.kept_signs
-        return at_points([*values, 0.0], dtype) if common else replace(at_points(values, dtype), leaks=True)
+        if variable in self._analysis.kept_signs:
+            return at_points([*values, 0.0], dtype)
+        data = self.of(call.args[0])
+        if data.can_equal(0.0) is False:
+            return at_points(values, dtype)
+        return at_points([*values, 0.0], dtype) if data.may_hold_zero else replace(at_points(values, dtype), leaks=True)
 
     def _where(self, variable: Var, call: Call) -> Mixture | None:
         choices = [self._broadcast(operand, variable) for operand in call.args[1:]]
@@ -232,8 +237,9 @@ class MixtureAnalysis:
         axis = layout.index("C") if "C" in layout and len(layout) == len(shape) else None
         partial = transposed or any(pads)
         return weighted_sums(
-            self.of(call.args[0]), rows, variable, axis=axis, partial=partial, empty=transposed or outside
-        )
+            self.of(call.args[0]), self._rows(variable, rows), rows.shape[1], variable,
+            axis=axis, partial=partial, empty=transposed or outside,
+        )  # fmt: skip
 
     def _product(self, variable: Var, call: Call) -> Mixture | None:
         shape = static_shape(variable)
@@ -245,8 +251,14 @@ class MixtureAnalysis:
                 return None
             rows = _rows(constant, left=left)
             axis = len(shape) - 1 if constant.ndim == 2 and not left and len(shape) else None
-            return weighted_sums(self.of(data), rows, variable, axis=axis)
+            return weighted_sums(self.of(data), self._rows(variable, rows), rows.shape[-1], variable, axis=axis)
         return self._activation_product(variable, call)
+
+    def _rows(self, variable: Var, weights: Array) -> list[WeightRow | None]:
+        """The rows of the weights of a product: they stay what they are when mixtures are forgotten."""
+        if variable not in self._weight_rows:
+            self._weight_rows[variable] = weight_rows(weights)
+        return self._weight_rows[variable]
 
     def _activation_product(self, variable: Var, call: Call) -> Mixture | None:
         """Σ x·y of two activations: sums of what a single product can be."""
@@ -256,7 +268,7 @@ class MixtureAnalysis:
             return None
         if left.is_discrete and right.is_discrete and left.points.size * right.points.size <= 1 << 12:
             factors = np.unique(np.outer(left.points, right.points)).astype(left.points.dtype)
-            return weighted_sums(Mixture(factors[None]), np.ones((1, inner[-1])), variable, axis=None)
+            return weighted_sums(Mixture(factors[None]), [_ones(inner[-1])], inner[-1], variable, axis=None)
         if left.is_continuous or right.is_continuous:
             found = continuum(variable, left.points.dtype)
             return (
@@ -277,7 +289,7 @@ class MixtureAnalysis:
         if size == 1:
             return data if before == after else data.flattened()
         padded = any(int(pad) for pad in getattr(call.attrs, "padding", ()))
-        sums = weighted_sums(data, np.ones((1, size)), variable, axis=None, partial=padded)
+        sums = weighted_sums(data, [_ones(size)], size, variable, axis=None, partial=padded)
         if data.sources is not None:
             # An average of equal numbers is that number: x − mean(x) is 0 wherever a map is flat.
             sums = replace(sums, sources=data.sources)
@@ -299,6 +311,11 @@ def _of_input(variable: Var, dtype: np.dtype[np.generic]) -> Mixture:
         limits = np.iinfo(dtype.name)
         return at_points(np.arange(limits.min, limits.max + 1), dtype)
     return Mixture(no_points(dtype), unknown=True) if dtype.kind in "iu" else anything(variable, dtype)
+
+
+def _ones(terms: int) -> WeightRow:
+    """Weights of a plain sum."""
+    return WeightRow(1.0, exact=True, upward=terms, downward=0, step=1 if terms else 0)
 
 
 def _rows(weights: Array, *, left: bool) -> Array:

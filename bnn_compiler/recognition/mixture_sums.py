@@ -12,6 +12,7 @@ What can Σ w·x be exactly, where x has atoms? Two cases differ by the weights 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +27,8 @@ _LARGEST_STEP = 1 << 12
 _LATTICE_TOLERANCE = 2.0**-16
 # Of so few terms all may be saturated at once; of more, by accident only.
 _FEW_TERMS = 16
+_Span = tuple[int, int, int]
+"""Smallest sum, largest sum, step."""
 _SIGNIFICAND_BITS = {"float16": 11, "float32": 24, "float64": 53}
 
 
@@ -38,77 +41,134 @@ class _Lattice:
     exact: bool
 
 
+@dataclass(frozen=True)
+class WeightRow:
+    """The weights of an output channel on a lattice: ``unit`` times integers, without rounding if ``exact``.
+
+    ``upward`` and ``downward`` are the sums of the positive and of the negative integers, ``step`` their greatest
+    common divisor; 0 where all are 0.
+    """
+
+    unit: float
+    exact: bool
+    upward: int
+    downward: int
+    step: int
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no weight is but 0."""
+        return self.step == 0
+
+
+def weight_rows(weights: Array) -> list[WeightRow | None]:
+    """The rows of ``weights`` [O, K]; None for one that is on no lattice."""
+    numbers = np.asarray(weights, np.float64)
+    sizes = np.abs(numbers)
+    largest = sizes.max(axis=1, initial=0.0)
+    smallest = np.where(sizes > 0, sizes, np.inf).min(axis=1, initial=np.inf)
+    # ±α and 0: the lattice of unit α, all rows at once. Otherwise as the general case has it.
+    with np.errstate(invalid="ignore"):
+        plain = np.isfinite(largest) & (largest > 0) & (largest - smallest <= _LATTICE_TOLERANCE * largest)
+    exact = np.where(sizes > 0, sizes == smallest[:, None], True).all(axis=1)
+    upward, downward = (numbers > 0).sum(axis=1), -(numbers < 0).sum(axis=1)
+    return [
+        WeightRow(float(smallest[row]), bool(exact[row]), int(upward[row]), int(downward[row]), 1)
+        if plain[row]
+        else _general_row(numbers[row])
+        for row in range(len(numbers))
+    ]
+
+
+def _general_row(numbers: Array) -> WeightRow | None:
+    lattice = _lattice(numbers)
+    if lattice is None:
+        return None
+    integers = lattice.integers
+    upward, downward = int(integers[integers > 0].sum()), int(integers[integers < 0].sum())
+    step = math.gcd(*(int(value) for value in np.unique(np.abs(integers))), 0)
+    return WeightRow(lattice.unit, lattice.exact, upward, downward, step)
+
+
 def weighted_sums(
-    data: Mixture, weights: Array, result: Var, *, axis: int | None, partial: bool = False, empty: bool = False
+    data: Mixture,
+    rows: Sequence[WeightRow | None],
+    terms: int,
+    result: Var,
+    *,
+    axis: int | None,
+    partial: bool = False,
+    empty: bool = False,
 ) -> Mixture:
-    """Σ w·x per output channel, for ``weights`` [O, K] and x from ``data``.
+    """Σ w·x per output channel, of ``terms`` terms, for weights ``rows`` (:func:`weight_rows`) and x from ``data``.
 
     ``axis`` is the result's axis of output channels. ``partial``: terms may be missing at a border; ``empty``: all may.
     """
     dtype = data.points.dtype
     atoms = data.flat_points()
-    rows = [_lattice(row) for row in np.unique(weights, axis=0)] if len(weights) else []
     zero_inside = empty or 0.0 in atoms
     if not data.is_discrete or len(atoms) > _MOST_ATOMS:
         found = continuum(result, dtype)
         lattice = any(row is not None for row in rows)
         if not data.is_continuous and all(row is not None for row in rows):
             found = replace(found, sources=None, unknown=True)
-        saturated = data.is_continuous and bool(np.any(atoms != 0)) and weights.shape[1] <= _FEW_TERMS
+        saturated = data.is_continuous and bool(np.any(atoms != 0)) and terms <= _FEW_TERMS
         unknown = lattice and (data.unknown or saturated or not data.is_continuous)
         if unknown:
             return replace(found, unknown=True)
-        return _with_zero(found) if zero_inside or data.unknown or _has_empty_row(rows) else found
+        empty_row = any(row is not None and row.is_empty for row in rows)
+        return _with_zero(found) if zero_inside or data.unknown or empty_row else found
     inputs = _lattice(np.append(atoms, 0.0) if partial else atoms)
-    if inputs is None or any(row is None for row in rows):
+    spans = _spans(rows, inputs) if inputs is not None else []
+    if inputs is None or None in spans:
         found = continuum(result, dtype)
-        cancels = inputs is not None and any(row is not None and _zero_in(_span(row, inputs)) for row in rows)
+        cancels = any(span is not None and _zero_in(span) for span in spans)
         coarse = inputs is None and any(row is not None for row in rows)
         return _with_zero(found) if zero_inside or cancels or coarse else found
-    sums = _all_sums(weights, inputs, dtype, axis)
+    known = [(row, span) for row, span in zip(rows, spans, strict=True) if row is not None and span is not None]
+    sums = _all_sums(known, inputs, dtype, axis)
     if sums is not None:
         return _with_zero(sums) if empty else sums
     found = continuum(result, dtype)
-    return (
-        _with_zero(found) if empty or any(row is not None and _zero_in(_span(row, inputs)) for row in rows) else found
-    )
+    return _with_zero(found) if empty or any(_zero_in(span) for _, span in known) else found
 
 
-def _all_sums(weights: Array, inputs: _Lattice, dtype: np.dtype[np.generic], axis: int | None) -> Mixture | None:
+def _all_sums(
+    rows: list[tuple[WeightRow, _Span]], inputs: _Lattice, dtype: np.dtype[np.generic], axis: int | None
+) -> Mixture | None:
     """Every sum, where float arithmetic gives it exactly; else None."""
-    lattices = [_lattice(row) for row in weights]
-    spans = [_span(row, inputs) for row in lattices if row is not None]
-    most = max(((high - low) // step + 1 for low, high, step in spans), default=0)
+    most = max(((high - low) // step + 1 for _, (low, high, step) in rows), default=0)
     exact = inputs.exact and all(
-        row is not None and row.exact and _is_exact(row.unit, inputs.unit, max(-low, high), dtype)
-        for row, (low, high, _) in zip(lattices, spans, strict=True)
+        row.exact and _is_exact(row.unit, inputs.unit, max(-low, high), dtype) for row, (low, high, _) in rows
     )
     if not exact or most > MAX_POINTS:
         return None
-    distinct = {(row.unit, *span) for row, span in zip(lattices, spans, strict=True) if row is not None}
-    if len(distinct) == 1:
-        lattices, spans, axis = lattices[:1], spans[:1], None
-    if (axis is None and len(spans) > 1) or most * len(spans) > MAX_POINTS:
+    if len({(row.unit, *span) for row, span in rows}) == 1:
+        rows, axis = rows[:1], None
+    if (axis is None and len(rows) > 1) or most * len(rows) > MAX_POINTS:
         return Mixture(no_points(dtype), unknown=True)
     steps = np.arange(most)
     points = [
         row.unit * inputs.unit * (low + step * np.minimum(steps, (high - low) // step))
-        for row, (low, high, step) in zip(lattices, spans, strict=True)
-        if row is not None
+        for row, (low, high, step) in rows
     ]
     return Mixture(np.asarray(points, dtype), axis)
 
 
-def _span(row: _Lattice, inputs: _Lattice) -> tuple[int, int, int]:
-    """Smallest and largest sum and the step between sums, in units of the two lattices."""
-    low, high = (int(inputs.integers.min()), int(inputs.integers.max())) if len(inputs.integers) else (0, 0)
-    upward, downward = int(row.integers[row.integers > 0].sum()), int(row.integers[row.integers < 0].sum())
-    spread = math.gcd(*(int(value) - low for value in inputs.integers), 0)
-    step = spread * math.gcd(*(int(value) for value in np.unique(np.abs(row.integers))), 0)
-    return upward * low + downward * high, upward * high + downward * low, max(step, 1)
+def _spans(rows: Sequence[WeightRow | None], inputs: _Lattice) -> list[_Span | None]:
+    """The smallest and the largest sum of each row, and the step between sums, in units of the two lattices."""
+    integers = inputs.integers
+    low, high = (int(integers.min()), int(integers.max())) if len(integers) else (0, 0)
+    spread = int(np.gcd.reduce(integers - low)) if len(integers) else 0
+
+    def span(row: WeightRow) -> _Span:
+        smallest, largest = row.upward * low + row.downward * high, row.upward * high + row.downward * low
+        return smallest, largest, max(spread * row.step, 1)
+
+    return [None if row is None else span(row) for row in rows]
 
 
-def _zero_in(span: tuple[int, int, int]) -> bool:
+def _zero_in(span: _Span) -> bool:
     low, high, step = span
     return low <= 0 <= high and low % step == 0
 
@@ -157,11 +217,6 @@ def _common_divisor(left: float, right: float, tolerance: float) -> float:
         remainder = math.fmod(left, right)
         left, right = right, 0.0 if right - remainder <= tolerance else remainder
     return left
-
-
-def _has_empty_row(rows: list[_Lattice | None]) -> bool:
-    """Whether an output channel has no weights but zeros."""
-    return any(row is not None and not np.any(row.integers) for row in rows)
 
 
 def _with_zero(found: Mixture) -> Mixture:
