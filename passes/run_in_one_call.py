@@ -133,9 +133,8 @@ class _Form:
 def _host_function(
     forms: Mapping[str, _Form], constants: Sequence[Constant], symbols: Mapping[GlobalVar, str]
 ) -> tirx.PrimFunc:
-    size = -(-max(form.size for form in forms.values()) // ALIGNMENT) * ALIGNMENT
-    answer = size  # of ``main_sees_zeros``, behind what the forms share
-    size += len(forms) > 1
+    size = answer = max(form.size for form in forms.values())
+    size += SEES_ZEROS in forms  # its answer, behind what the forms share
     workspace = tirx.decl_buffer((max(size, 1),), "uint8", "workspace", data_alignment=ALIGNMENT)
     parameters = [_parameter_buffer(parameter) for parameter in forms[MAIN].parameters]
     handles = [unchecked_tensor(f"constant_{index}") for index in range(len(constants))]

@@ -69,7 +69,8 @@ def weight_rows(weights: Array) -> list[WeightRow | None]:
     smallest = np.where(sizes > 0, sizes, np.inf).min(axis=1, initial=np.inf)
     # ±α and 0: the lattice of unit α, all rows at once. Otherwise as the general case has it.
     with np.errstate(invalid="ignore"):
-        plain = np.isfinite(largest) & (largest > 0) & (largest - smallest <= _LATTICE_TOLERANCE * largest)
+        alike = largest - smallest <= _LATTICE_TOLERANCE * largest
+    plain = np.asarray(np.isfinite(largest) & (largest > 0) & alike)
     exact = np.where(sizes > 0, sizes == smallest[:, None], True).all(axis=1)
     upward, downward = (numbers > 0).sum(axis=1), -(numbers < 0).sum(axis=1)
     return [
