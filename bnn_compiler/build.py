@@ -40,6 +40,10 @@ from bnn_compiler.tensor_spec import TensorSpec
 _CALLERS_PIPELINE = register_pipeline("bnnc.callers", [DropOwnChecks()])
 
 
+class FormsNotJoinedError(Exception):
+    """``main`` is no straight line of kernels (``RunInOneCall``), so that there is no place to choose a form in."""
+
+
 def build_passes() -> tvm.transform.Sequential:
     """Return the passes between lowered Relax (``call_tir`` and PrimFuncs) and TVM's virtual machine."""
     return tvm.transform.Sequential(
@@ -85,12 +89,15 @@ def build_library(
 
     Raises:
         ArtifactError: ``output`` cannot be written.
+        FormsNotJoinedError: the module has two forms of the network, and ``main`` cannot choose.
         ToolchainError: no linker, or it failed.
     """
     check_writable(output)
     linker = find_linker(target)
     with target.tvm_target, code_generation():
         lowered = build_passes()(module)
+        if EXACT in {variable.name_hint for variable in lowered.get_global_vars()}:
+            raise FormsNotJoinedError
         memory = memory_report(lowered)
         section = encode_section(_complete_manifest(module, lowered, target, _with_memory(manifest, memory), linker))
         executable = relax.build(

@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 import tvm
 
-from bnn_compiler.build import build_library
+from bnn_compiler.build import FormsNotJoinedError, build_library
 from bnn_compiler.compiled_network import CompiledNetwork
 from bnn_compiler.errors import ModelError, OpenShapeError, TargetError, UsageError
 from bnn_compiler.frontend import ImportedModel, import_onnx
@@ -25,7 +25,7 @@ from bnn_compiler.kernels.kernel_measurement import Measurement
 from bnn_compiler.layers import BinaryLayer
 from bnn_compiler.module_attributes import LAYERS_ATTRIBUTE, SIGNS_ATTRIBUTE, read_attribute
 from bnn_compiler.options import CompileOptions
-from bnn_compiler.passes.join_exact_form import can_join, has_checked_signs, join_exact_form
+from bnn_compiler.passes.join_exact_form import has_checked_signs, join_exact_form
 from bnn_compiler.pipeline import phases, run_phases
 from bnn_compiler.profiling.kernel_table import kernel_table
 from bnn_compiler.recognition.sign_zeros import Checked
@@ -132,18 +132,27 @@ def _build_verified(
 def _build(
     imported: ImportedModel, target: CompileTarget, options: CompileOptions, progress: Progress
 ) -> tuple[CompiledNetwork, LoweredModel]:
-    """Lower an imported model and generate its library."""
+    """Lower an imported model and generate its library.
+
+    Where the network has a form for inputs with zeros, too, and nothing can choose between the two when it runs, or
+    verification could not follow, that form is built alone: it is right for all inputs.
+    """
     lowered = lower_model(imported, target, options, _part(progress, 0.1, 0.4))
-    module = lowered.module
-    unnamed = any(entry["zero"] == "checked" and entry["input"] is None for entry in lowered.report["signs"])
-    if has_checked_signs(module):
-        quiet = replace(options, dump_dir=None)
-        exact = lower_model(imported, target, quiet, _part(progress, 0.25, 0.4), checked="keep")
-        if can_join(module) and can_join(exact.module) and not unnamed:
-            module = join_exact_form(module, exact.module)
-        else:
-            # Control flow: there is no place to ask. Or verification could not. The form for all inputs is right, too.
-            module, lowered = exact.module, exact
+    if not has_checked_signs(lowered.module):
+        return _generate(imported, target, lowered, lowered.module, progress), lowered
+    quiet = replace(options, dump_dir=None)
+    exact = lower_model(imported, target, quiet, _part(progress, 0.25, 0.4), checked="keep")
+    if all(entry["input"] is not None for entry in lowered.report["signs"] if entry["zero"] == "checked"):
+        joined = join_exact_form(lowered.module, exact.module)
+        with contextlib.suppress(FormsNotJoinedError):
+            return _generate(imported, target, lowered, joined, progress), lowered
+    return _generate(imported, target, exact, exact.module, progress), exact
+
+
+def _generate(
+    imported: ImportedModel, target: CompileTarget, lowered: LoweredModel, module: tvm.IRModule, progress: Progress
+) -> CompiledNetwork:
+    """Generate the library of ``module``, which is that of ``lowered`` or has another form of the network, too."""
     progress("generating code", 0.4)
     manifest = {
         "model": imported.name,
@@ -155,7 +164,7 @@ def _build(
     with tempfile.TemporaryDirectory(prefix="bnnc-") as directory:
         library = Path(directory) / "model.so"
         lowered.report["memory"] = build_library(module, target, manifest, library)
-        return CompiledNetwork(library, lowered.report, runs_here=target.is_host), lowered
+        return CompiledNetwork(library, lowered.report, runs_here=target.is_host)
 
 
 def lower_model(

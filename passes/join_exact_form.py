@@ -31,19 +31,6 @@ def has_checked_signs(module: tvm.IRModule) -> bool:
     return SEES_ZEROS in {variable.name_hint for variable in module.get_global_vars()}
 
 
-def can_join(module: tvm.IRModule) -> bool:
-    """Whether ``main`` will be a straight line of kernels (``straight_line``), as far as it shows before building."""
-    call_tir = tvm.ir.Op.get("relax.call_tir")
-    for block in module["main"].body.blocks:
-        for binding in block.bindings:
-            value = binding.value if isinstance(binding, relax.VarBinding) else None
-            if isinstance(value, relax.Call) and value.op not in (call_tir, tvm.ir.Op.get("relax.reshape")):
-                return False
-            if value is None or isinstance(value, relax.If):
-                return False
-    return True
-
-
 def join_exact_form(module: tvm.IRModule, exact: tvm.IRModule) -> tvm.IRModule:
     """``module`` with the ``main`` of ``exact``, and what that calls, as ``main_exact``."""
     entry = "main"

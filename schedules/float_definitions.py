@@ -9,6 +9,7 @@ from typing import Any
 from tvm import te, tirx
 
 from .float_nan import is_number
+from .float_rounding import fence
 
 
 def sign(x: Any) -> Any:
@@ -34,6 +35,16 @@ def prelu(x: Any, slope: Any, axis: int) -> Any:
         return tirx.Select(element < tirx.const(0, x.dtype), element * factor, element)
 
     return te.compute(x.shape, value)
+
+
+def zero_over(x: Any) -> Any:
+    """0 / x, which is NaN for 0 and NaN; TVM folds it to 0."""
+    return te.compute(x.shape, lambda *indices: fence(tirx.const(0, x.dtype)) / x(*indices))
+
+
+def plus_zero(x: Any) -> Any:
+    """x + 0, which is 0 for -0; TVM folds it to x."""
+    return te.compute(x.shape, lambda *indices: x(*indices) + fence(tirx.const(0, x.dtype)))
 
 
 def extreme(x: Any, axes: Sequence[int], keepdims: bool, larger: bool) -> Any:

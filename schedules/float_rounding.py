@@ -6,7 +6,8 @@ not. ``llvm.arithmetic.fence`` forbids the contraction and costs an instruction,
 
 TVM's simplifier computes with real numbers in a few places: x + c − c becomes x, which undoes the rounding to integers
 that adding and subtracting 2^23 is for; x = x becomes true, and the negation of x < y becomes y <= x, though NaN tells
-them apart. Fences and selections keep those as they are.
+them apart; x - x becomes 0, though ∞ - ∞ is NaN, and so does 0 / x; x + 0 becomes x, of which -0 is another. Fences and
+selections keep those as they are.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def keep_roundings(body: Any) -> Any:
         (tirx.Not, _keep_negation),
         (tirx.Add, _fence_products),
         (tirx.Sub, _fence_products),
+        (tirx.Sub, _keep_difference_from_itself),
         (tirx.BufferStore, _contract_accumulation),
     ):
         body = tvm_ffi.structural_map(body, (node, rewrite))
@@ -46,21 +48,26 @@ def _keep_sum(difference: Any) -> Any:
     total = difference.a
     if not isinstance(total, tirx.Add) or not any(_same(side, difference.b) for side in (total.a, total.b)):
         return difference
-    return tirx.Sub(_fence(total), difference.b)
+    return tirx.Sub(fence(total), difference.b)
+
+
+def _keep_difference_from_itself(difference: Any) -> Any:
+    """``a - fence(a)``."""
+    return tirx.Sub(difference.a, fence(difference.b)) if _same(difference.a, difference.b) else difference
 
 
 def _keep_comparison_with_itself(comparison: Any) -> Any:
     """``a == fence(a)``."""
     if not _same(comparison.a, comparison.b):
         return comparison
-    return type(comparison)(comparison.a, _fence(comparison.b))
+    return type(comparison)(comparison.a, fence(comparison.b))
 
 
 def _keep_alternatives(either: Any) -> Any:
     """``fence(a) < b or b <= a``, which is false where one of them is NaN."""
     if not isinstance(either.a, _COMPARISONS):
         return either
-    return tirx.Or(type(either.a)(_fence(either.a.a), either.a.b), either.b)
+    return tirx.Or(type(either.a)(fence(either.a.a), either.a.b), either.b)
 
 
 def _keep_negation(negation: Any) -> Any:
@@ -72,7 +79,7 @@ def _keep_negation(negation: Any) -> Any:
 
 def _fence_products(sum_of_two: Any) -> Any:
     """``fence(a * b) + c``."""
-    sides = [_fence(side) if isinstance(side, tirx.Mul) else side for side in (sum_of_two.a, sum_of_two.b)]
+    sides = [fence(side) if isinstance(side, tirx.Mul) else side for side in (sum_of_two.a, sum_of_two.b)]
     return type(sum_of_two)(*sides)
 
 
@@ -93,7 +100,7 @@ def _contract_accumulation(store: Any) -> Any:
 def _unfenced(value: Any) -> Any:
     """The product inside ``fence(a * b)``; anything else as it is."""
     inner = value.args[-1] if isinstance(value, tvm.ir.Call) and len(value.args) == 2 else value
-    fenced = isinstance(inner, tirx.Mul) and tvm_ffi.structural_equal(value, _fence(inner))
+    fenced = isinstance(inner, tirx.Mul) and tvm_ffi.structural_equal(value, fence(inner))
     return inner if fenced else value
 
 
@@ -105,7 +112,8 @@ def _is_float(value: Any) -> bool:
     return str(value.ty.dtype) in _DTYPES
 
 
-def _fence(value: Any) -> Any:
+def fence(value: Any) -> Any:
+    """``value``, of which the simplifier and LLVM know nothing; integers as they are."""
     if not _is_float(value):
         return value
     return tirx.call_llvm_pure_intrin(str(value.ty.dtype), "llvm.arithmetic.fence", value)

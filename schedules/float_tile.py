@@ -91,8 +91,13 @@ def whole(buffer: Expr) -> tuple[slice, ...]:
 
 
 def ramp(start: Expr, lanes: int) -> Expr:
-    """Indices of ``lanes`` consecutive elements."""
-    return tirx.Ramp(start, index(1), lanes)
+    """Indices of ``lanes`` consecutive elements; TVM has no vectors of one lane."""
+    return tirx.Ramp(start, index(1), lanes) if lanes > 1 else start
+
+
+def broadcast(value: Expr, lanes: int) -> Expr:
+    """``value`` in all of ``lanes``."""
+    return tirx.Broadcast(value, lanes) if lanes > 1 else value
 
 
 def prefetch(buffer: Expr, indices: Sequence[Expr]) -> None:
@@ -148,7 +153,7 @@ def register_tile(
     accumulators = [registers(f"accumulators_{row}", shape.vectors * lanes) for row in range(shape.rows)]
     cells = [(row, vector) for row in range(shape.rows) for vector in range(shape.vectors)]
     for row, vector in cells:
-        zero = tirx.Broadcast(tirx.const(0, DTYPE), lanes)
+        zero = broadcast(tirx.const(0, DTYPE), lanes)
         T.buffer_store(accumulators[row], zero, [ramp(index(vector * lanes), lanes)])
     with ExitStack() as nest:
         k: Expr = index(0)
@@ -157,7 +162,7 @@ def register_tile(
         vectors = [T.Bind(load_vector(k, vector)) for vector in range(shape.vectors)]
         for row in range(shape.rows):
             # Bound next to its use: bound together, all the broadcasts would be live at once and spill.
-            scalar = T.Bind(tirx.Broadcast(load_scalar(k, row), lanes))
+            scalar = T.Bind(broadcast(load_scalar(k, row), lanes))
             for vector in range(shape.vectors):
                 lane = index(vector * lanes)
                 total = accumulators[row].vload([lane], vector_dtype) + scalar * vectors[vector]

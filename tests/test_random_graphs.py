@@ -14,7 +14,7 @@ from tests.random_graphs.chains import random_model
 from tests.random_graphs.comparison import disagreements
 
 CHAINS = 10
-MODELS = 16
+MODELS = 8
 
 
 @pytest.mark.parametrize("seed", range(MODELS))

@@ -27,6 +27,7 @@ from .integer_converters import (
 )
 from .relax_constants import constant, constant_array
 from .resize_conversion import convert_resize, convert_upsample
+from .scatter_conversion import convert_scatter_elements
 from .special_value_converters import SPECIAL_VALUE_CONVERTERS
 from .transposed_convolution import convert_conv_transpose
 
@@ -223,6 +224,8 @@ OWN_CONVERTERS: dict[str, Callable[[Any, Any, dict[str, Any]], Any]] = {
     "ReduceMean": convert_integer_mean,
     "ReduceMin": convert_boolean_minimum,
     "Resize": convert_resize,
+    "Scatter": convert_scatter_elements,
+    "ScatterElements": convert_scatter_elements,
     "Sign": convert_unsigned_sign,
     "Slice": _convert_slice,
     "Split": _convert_split,

@@ -69,15 +69,14 @@ def weight_rows(weights: Array) -> list[WeightRow | None]:
     smallest = np.where(sizes > 0, sizes, np.inf).min(axis=1, initial=np.inf)
     # ±α and 0: the lattice of unit α, all rows at once. Otherwise as the general case has it.
     with np.errstate(invalid="ignore"):
-        alike = largest - smallest <= _LATTICE_TOLERANCE * largest
-    plain = np.asarray(np.isfinite(largest) & (largest > 0) & alike)
-    exact = np.where(sizes > 0, sizes == smallest[:, None], True).all(axis=1)
+        plain = (largest - smallest <= _LATTICE_TOLERANCE * largest) & np.isfinite(largest) & (largest > 0)
+    exact = np.all((sizes == 0) | (sizes == smallest[:, None]), axis=1)
     upward, downward = (numbers > 0).sum(axis=1), -(numbers < 0).sum(axis=1)
     return [
-        WeightRow(float(smallest[row]), bool(exact[row]), int(upward[row]), int(downward[row]), 1)
-        if plain[row]
-        else _general_row(numbers[row])
-        for row in range(len(numbers))
+        WeightRow(float(unit), bool(is_exact), int(up), int(down), 1) if is_plain else _general_row(row)
+        for row, is_plain, unit, is_exact, up, down in zip(
+            numbers, plain, smallest, exact, upward, downward, strict=True
+        )
     ]
 
 

@@ -13,7 +13,7 @@ tells a ``Sign(0)`` that every implementation meets from one that only chance me
 3. *Elementwise arithmetic*: 4 ulp where the float64 result is another number than the float32 one, else none.
 4. *Anything else*: the operator of operands with relative errors of 4 ulp (backward error), and 4 ulp of the result.
 
-Some results are not defined at all, and so is what is computed of them: NaN in the window of a max-pool, integers that
+Some results are not defined at all, and so is what is computed of them: extremes of NaN, codes of NaN, integers that
 overflow, floats that fit no integer, sums that overflow in one order and not in another (``docs/architecture.md``).
 """
 
@@ -53,6 +53,9 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
     "PRelu": lambda x, slope: np.where(x < 0, x * slope, x),
     "DequantizeLinear": lambda *_: np.float64(0),
 }
+#: What they make of NaN depends on where it lies in memory (docs/float-kernels.md).
+_ORDERS_NAN = frozenset(("MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin"))
+_QUANTISES = frozenset(("QuantizeLinear", "DynamicQuantizeLinear"))
 _ULPS_OF_SUMS = 8
 _ULPS = 4
 
@@ -208,9 +211,7 @@ def _is_undefined(
     floats = [value for value in operands.values() if value.dtype.kind == "f"]
     has_nan = any(np.isnan(value).any() for value in floats)
     finite = all(np.isfinite(value).all() for value in floats)
-    if has_nan and (node.op_type in ("MaxPool", "GlobalMaxPool") or node.name in undefined):
-        return True
-    if node.op_type == "QuantizeLinear" and has_nan:
+    if has_nan and (node.op_type in _ORDERS_NAN or node.op_type in _QUANTISES or node.name in undefined):
         return True
     if node.op_type in ("Cast", "CastLike") and floats and results[0].dtype.kind in "iu":
         # Codes of 8 bits wrap or saturate, as the processor likes.

@@ -41,7 +41,14 @@ EQUAL = {name for name, (_, integer_only) in NETWORKS.items() if integer_only} |
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# Each takes a minute; what is binary in them, tests/passes/test_partition_binary_ops.py looks at, too.
+SLOW = {
+    "birealnet18", "birealnet18_raw_ortbasic", "brevitas_cnv_1w1a_plain_onnxsim", "fracbnn_resnet20_pg_raw_legacy",
+    "larq_binaryresnete18", "reactnet_a_w05_onnxsim", "xnor_alexnet_fc768",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in NETWORKS])
 def test_network(name: str, network: ModelFinder) -> None:
     counts, exact = NETWORKS[name]
     path = network(name)

@@ -142,3 +142,26 @@ def test_prelu_of_a_scalar() -> None:
     model = parse("g (float x) => (float y) <float slope = {0.5}> { y = PRelu(x, slope) }")
     [actual] = run_relax(import_onnx(model).module, [np.asarray(-3, np.float32)])
     np.testing.assert_array_equal(actual, np.float32(-1.5))
+
+
+@pytest.mark.parametrize("operator", ["Scatter", "ScatterElements"])
+@pytest.mark.parametrize("reduction", ["none", "add", "mul", "min", "max"])
+@pytest.mark.parametrize(
+    ("axis", "part"), [(0, (5, 3, 2)), (1, (3, 2, 4)), (-1, (2, 3, 6)), (0, (1, 1, 1)), (1, (3, 5, 5))]
+)
+def test_indices_of_a_scatter_may_cover_a_part(operator: str, reduction: str, axis: int, part: tuple[int, ...]) -> None:
+    if operator == "Scatter" and reduction != "none":
+        pytest.skip("Scatter has no reductions")
+    shape, generator = (3, 4, 5), np.random.default_rng(0)
+    shown = ",".join(map(str, part))
+    attribute = "" if reduction == "none" else f', reduction = "{reduction}"'
+    model = parse(
+        f"g (float[3,4,5] x, int64[{shown}] i, float[{shown}] u) => (float[3,4,5] y) "
+        f"{{ y = {operator}<axis = {axis}{attribute}>(x, i, u) }}",
+        opset=10 if operator == "Scatter" else 18,
+    )
+    data, updates = generator.standard_normal(shape).astype("f"), generator.standard_normal(part).astype("f")
+    indices = generator.integers(-shape[axis], shape[axis], part)
+    [expected] = run_onnx(model, {"x": data, "i": indices, "u": updates})
+    [actual] = run_relax(import_onnx(model).module, [data, indices, updates])
+    np.testing.assert_array_equal(actual, expected)

@@ -51,7 +51,10 @@ def test_a_pool_that_moved_to_its_convolution_keeps_the_nodes() -> None:
     assert {node for _, node in nodes} == {"conv", "act", "pool"}
 
 
-@pytest.mark.parametrize("name", ["vgg16_cifar10", "birealnet18", "reactnet_a_w05_onnxsim"])
+@pytest.mark.parametrize(
+    "name",
+    ["vgg16_cifar10", *(pytest.param(n, marks=pytest.mark.slow) for n in ("birealnet18", "reactnet_a_w05_onnxsim"))],
+)
 def test_each_node_of_a_network_belongs_to_one_kernel(network: Callable[[str], Path], name: str) -> None:
     compiled = bnn_compiler.compile_model(network(name), algorithm="popcount", verify=False)
     table: list[KernelEntry] = compiled.model.manifest["kernels"]
