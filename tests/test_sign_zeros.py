@@ -205,6 +205,20 @@ def test_a_zero_in_any_input_counts(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(actual[output], value, err_msg=f"{output} of {number}")
 
 
+def test_without_a_place_to_choose_zeros_are_kept() -> None:
+    """A network that calls TVM's own functions is no straight line: it has the form that is right for all inputs."""
+    body = "s = Sign(x) t = ScatterND(x, at, rows)"
+    model = _model(body, outputs="t y")
+    rows = numpy_helper.from_array(np.full((1, 8, 8, 8), 2, np.float32), "rows")
+    model.graph.initializer.extend([numpy_helper.from_array(np.zeros((1, 1), np.int64), "at"), rows])
+    compiled = bnn_compiler.compile_model(model)
+    assert _decided(compiled) == "kept"
+    x = _with_zeros(1)
+    expected = dict(zip(("t", "y"), run_onnx(model, {"x": x}), strict=True))
+    for output, value in compiled.run({"x": x}).items():
+        np.testing.assert_array_equal(value, expected[output])
+
+
 def test_the_report_says_where_zero_comes_from() -> None:
     compiled = bnn_compiler.compile_model(_model(KEPT["masked"]))
     [entry] = compiled.report["signs"]

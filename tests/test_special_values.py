@@ -33,6 +33,7 @@ _ELEMENTWISE = (
     *("Max(x, one, z)", "Min(one, z, x)", "Sum(x, z, x)", "Mean(x, z)"),
     *("Clip(x)", "Clip(x, zero)", "Clip(x, , one)", "Clip(x, zero, one)", "Clip(x, one, zero)", "Clip(x, nan, one)"),
     *("Clip(x, zero, nan)", "Pow(x, two)", "Pow(x, zero)", "Pow(two, x)", "Mul(x, zero)", "Div(x, zero)"),
+    *("Sub(x, x)", "Div(x, x)", "Div(zero, x)", "Add(x, zero)", "Add(zero, x)", "Sub(x, zero)"),
 )
 _COMPARISONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal")
 #: ONNX Runtime has them in single precision alone.
@@ -40,6 +41,7 @@ _SINGLE = (
     *("Elu(x)", "Selu(x)", "LeakyRelu(x)", "ThresholdedRelu(x)", "ThresholdedRelu<alpha = -1.0>(x)", "HardSwish(x)"),
     *("HardSigmoid(x)", "Softsign(x)", "Erf(x)", "Shrink(x)", "PRelu(x, z)", "PRelu(x, infinity)", "PRelu(x, zero)"),
     *("Gelu(x)", 'Gelu<approximate = "tanh">(x)', "IsInf(x)", "IsNaN(x)"),
+    *("Celu(x)", "Celu<alpha = 0.7>(x)", "Celu<alpha = -0.5>(x)"),
 )
 _RTOL = {"float32": 2e-5, "float64": 1e-12, "float16": 2e-3}
 
@@ -114,6 +116,22 @@ _CALLS = (*_ELEMENTWISE, *(f"{name}(x, z)" for name in _COMPARISONS), *_SINGLE)
 @pytest.mark.parametrize("target", ["native", "llvm -mcpu=x86-64", "llvm -mcpu=haswell"])
 def test_single_precision(target: str) -> None:
     _check("float32", _CALLS, target)
+
+
+def test_folded_in_a_chain() -> None:
+    """Differences and quotients of a value that a kernel has just computed."""
+    model = onnx.parser.parse_model(
+        """<ir_version: 9, opset_import: ["" : 20]> g (float[20,21] x) => (float[20,21] a, float[20,21] b, float[20,21] c)
+        <float zero = {0.0}> { h = Relu(x) a = Sub(h, h) i = Neg(h) b = Div(zero, i) j = Floor(x) k = Add(j, zero)
+        c = Reciprocal(k) }"""
+    )
+    x = _pairs("float32")["x"]
+    actual, [expected, _] = (
+        bnn_compiler.compile_model(model, verify=False).run({"x": x}),
+        _onnx_runtime(model, {"x": x}),
+    )
+    for name, value in expected.items():
+        np.testing.assert_array_equal(actual[name], value)
 
 
 def test_double_precision() -> None:

@@ -27,7 +27,6 @@ EXPANDED_OPERATORS = (
     "Attention",
     "CastLike",
     "CausalConvWithState",
-    "Celu",
     "CenterCropPad",
     "GroupNormalization",
     "LinearAttention",

@@ -15,16 +15,18 @@ _REDUCTIONS = {b"none": "update", b"add": "add", b"mul": "mul", b"min": "min", b
 
 
 def convert_scatter_elements(_: Any, inputs: Any, attributes: dict[str, Any]) -> Any:
-    """``None`` where the indices cover all of the data."""
+    """``None`` for reductions that TVM lacks."""
     data, indices, updates = inputs[:3]
     shape, part = ([int(extent) for extent in operand.ty.shape.values] for operand in (data, indices))
     axis = int(attributes.get("axis", 0)) % len(shape)
     part[axis] = shape[axis]
     shorter = [at for at, (whole, covered) in enumerate(zip(shape, part, strict=True)) if covered < whole]
     reduction = _REDUCTIONS.get(attributes.get("reduction", b"none"))
-    if not shorter or reduction is None:
+    if reduction is None:
         return None
-    covered = relax.op.strided_slice(data, axes=shorter, begin=[0] * len(shorter), end=[part[at] for at in shorter])
+    covered = data
+    if shorter:
+        covered = relax.op.strided_slice(data, axes=shorter, begin=[0] * len(shorter), end=[part[at] for at in shorter])
     result = relax.op.scatter_elements(covered, indices, updates, axis=axis, reduction=reduction)
     for number, at in enumerate(shorter):
         # Beyond the part along this axis, within it along those that are still to come.

@@ -21,6 +21,15 @@ def _convert_thresholded_relu(_: Any, inputs: Any, attributes: dict[str, Any]) -
     return relax.op.where(exceeds, x, relax.const(0, dtype))
 
 
+def _convert_celu(_: Any, inputs: Any, attributes: dict[str, Any]) -> Any:
+    """``Celu``, max(0, x) + min(0, α(exp(x / α) − 1)); the function that ONNX gives differs where α is negative."""
+    x = inputs[0]
+    dtype = str(x.ty.dtype)
+    zero, one, alpha = (relax.const(value, dtype) for value in (0.0, 1.0, float(attributes.get("alpha", 1.0))))
+    below = relax.op.multiply(alpha, relax.op.subtract(relax.op.exp(relax.op.divide(x, alpha)), one))
+    return relax.op.add(relax.op.maximum(x, zero), relax.op.minimum(below, zero))
+
+
 def _convert_sum(_: Any, inputs: Any, __: dict[str, Any]) -> Any:
     """``Sum`` as a chain of sums, from left to right as in ONNX Runtime, and not as a reduction that starts at 0."""
     return functools.reduce(relax.op.add, inputs)
@@ -86,6 +95,7 @@ def _convert_top_k(bb: Any, inputs: Any, attributes: dict[str, Any]) -> Any:
 SPECIAL_VALUE_CONVERTERS: dict[str, Callable[[Any, Any, dict[str, Any]], Any]] = {
     "ArgMax": functools.partial(_convert_last_index, True),
     "ArgMin": functools.partial(_convert_last_index, False),
+    "Celu": _convert_celu,
     "Mean": _convert_mean,
     "ReduceLogSumExp": _convert_reduce_log_sum_exp,
     "Sum": _convert_sum,

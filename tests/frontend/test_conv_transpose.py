@@ -103,6 +103,7 @@ def test_attributes_that_do_not_fit(attributes: dict[str, Any], reason: str) -> 
         ((1, 300, 5, 5), (300, 3, 3, 3), {"strides": [2, 1], "pads": [1, 1, 0, 1]}),
         ((2, 6, 5, 9), (6, 4, 4, 3), {"group": 2, "dilations": [1, 2], "output_padding": [0, 1], "strides": [1, 2]}),
         ((1, 4, 3), (4, 2, 3), {"strides": [3]}),
+        ((1, 32, 1), (32, 4, 1), {}),
         ((1, 4, 3, 4, 5), (4, 2, 2, 3, 2), {"strides": [2, 2, 2], "auto_pad": "SAME_UPPER"}),
     ],
 )
