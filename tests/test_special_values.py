@@ -122,7 +122,8 @@ def test_folded_in_a_chain() -> None:
     """Differences and quotients of a value that a kernel has just computed."""
     model = onnx.parser.parse_model(
         """<ir_version: 9, opset_import: ["" : 20]> g (float[20,21] x) =>
-        (float[20,21] a, float[20,21] b, float[20,21] c) <float zero = {0.0}> { h = Relu(x) a = Sub(h, h) i = Neg(h) b = Div(zero, i) j = Floor(x) k = Add(j, zero)
+        (float[20,21] a, float[20,21] b, float[20,21] c) <float zero = {0.0}> {
+        h = Relu(x) a = Sub(h, h) i = Neg(h) b = Div(zero, i) j = Floor(x) k = Add(j, zero)
         c = Reciprocal(k) }"""
     )
     x = _pairs("float32")["x"]
