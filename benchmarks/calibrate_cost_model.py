@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bnn_compiler.bench import Call, cpu_name, time_in_turn
+from bnn_compiler.cache_folder import cache_folder
 from bnn_compiler.kernels import cost_model
 from bnn_compiler.kernels.bitsliced_layer import BitslicedPlan, bitsliced_kernels, star_plan
 from bnn_compiler.kernels.kernel_timing import stage_calls
@@ -31,7 +32,6 @@ from bnn_compiler.layers import BinarySpec
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import Isa, detect_isa
 from bnn_compiler.target import CompileTarget, parse_target
-from bnn_compiler.trees.cache_folder import cache_folder
 from bnn_compiler.trees.solve import solve_channel_tree
 
 SHAPES = Path(__file__).with_suffix(".json")
@@ -85,9 +85,7 @@ def solved_plan(spec: BinarySpec, isa: Isa, node_overhead: float) -> BitslicedPl
     """A channel tree of a layer without groups."""
     star = star_plan(spec, isa)
     (tree,) = star.trees
-    solved = solve_channel_tree(
-        tree.vectors, node_overhead=node_overhead, effort="fast", cache=cache_folder() / "trees"
-    )
+    solved = solve_channel_tree(tree.vectors, node_overhead=node_overhead, effort="fast", cache=cache_folder("trees"))
     return BitslicedPlan(star.layout, (solved,))
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bnn_compiler.bench import cpu_name, time_in_turn
+from bnn_compiler.cache_folder import cache_folder
 from bnn_compiler.composites import binary_composites, composite_names, read_composite
 from bnn_compiler.frontend import import_onnx
 from bnn_compiler.kernels.bitsliced_layer import TreePlanning, bitsliced_kernels, plan_bitsliced, star_plan
@@ -23,7 +24,6 @@ from bnn_compiler.layers import BinarySpec
 from bnn_compiler.pipeline import phases, run_phases
 from bnn_compiler.schedules.isa import detect_isa
 from bnn_compiler.target import CompileTarget, parse_target
-from bnn_compiler.trees.cache_folder import cache_folder
 
 DEPTHS = (2, 3, 4, 6, 8, 12, 16, 1000)
 ROUNDS = 60
@@ -55,7 +55,7 @@ def measure(name: str, spec: BinarySpec, target: CompileTarget) -> None:
     model = load_cost_model(isa)
     plans = {"star": star_plan(spec, isa)}
     for depth in DEPTHS:
-        planning = TreePlanning(max_depth=depth, cache=cache_folder() / "trees")
+        planning = TreePlanning(max_depth=depth, cache=cache_folder("trees"))
         plans[str(depth)] = plan_bitsliced(spec, isa, model, planning)
     kernels = [bitsliced_kernels(spec, isa, plan) for plan in plans.values()]
     calls = stage_calls(kernels, spec.input_shape, target.tvm_target)

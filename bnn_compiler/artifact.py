@@ -42,11 +42,15 @@ from elftools.elf.elffile import ELFFile
 
 from bnn_compiler.cpu_features import host_architecture, missing_features
 from bnn_compiler.errors import ArtifactError
+from bnn_compiler.plain_text import plain
+from bnn_compiler.regular_file import GIB, UnreadableFileError, read_regular, shown
 from bnn_compiler.tensor_spec import TensorSpec
 
 Manifest = dict[str, Any]
 
 FORMAT_VERSION = 3
+LARGEST_LIBRARY = 4 * GIB
+"""Bytes of a file that is read: constants are at most those of a model, 2 GiB, beside code."""
 SECTION_NAME = ".bnnc.manifest"
 _FIRST_COMPRESSED = 3
 _MAGIC = b"\x89bnnc\r\n\x1a\nSECT\x00\xf3\xa7"
@@ -100,10 +104,10 @@ def read_manifest(path: str | Path) -> Manifest:
         ArtifactError: the file cannot be read, is not a compiled network, is damaged, or is of a newer format.
     """
     try:
-        library = Path(path).read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return decode_manifest(library, str(path))
+        library = read_regular(path, LARGEST_LIBRARY)
+    except UnreadableFileError as error:
+        raise ArtifactError(f"{shown(path)}: cannot be read: {error}") from error
+    return decode_manifest(library, shown(path))
 
 
 def decode_manifest(library: bytes, name: str) -> Manifest:
@@ -129,12 +133,13 @@ def decode_manifest(library: bytes, name: str) -> Manifest:
     try:
         if len(stored) != length:
             raise ValueError("the manifest ends behind the file's end")
-        manifest = json.loads(stored if version < _FIRST_COMPRESSED else _decompress(stored))
-        machine = ELFFile(BytesIO(library)).header["e_machine"]
-    except (ValueError, zlib.error, ELFError) as error:
+        manifest: Manifest = json.loads(stored if version < _FIRST_COMPRESSED else _decompress(stored))
+        machine = _machine(library)
+        architecture = manifest["target"]["architecture"]
+    except (ValueError, KeyError, TypeError, RecursionError, zlib.error, ELFError) as error:
         # Only a file sealed by something other than this compiler gets here: the digest was right.
-        raise ArtifactError(f"{name}: malformed ({error}); compile it again") from error
-    if not isinstance(manifest, dict) or manifest.get("target", {}).get("architecture") != _ELF_MACHINES.get(machine):
+        raise ArtifactError(f"{name}: malformed ({plain(str(error))}); compile it again") from error
+    if architecture != _ELF_MACHINES.get(machine):
         raise ArtifactError(f"{name}: malformed (the manifest does not describe this library); compile it again")
     return manifest
 
@@ -182,6 +187,27 @@ def _find_section(library: bytes) -> int | None:
     if start < 0 or library.find(_MAGIC, start + 1) >= 0:
         return None
     return start
+
+
+def _machine(library: bytes) -> str:
+    """``e_machine`` of the file, whose headers and sections are all there.
+
+    Raises:
+        ValueError: they are not, or lead out of the file.
+    """
+    try:
+        elf = ELFFile(BytesIO(library))
+        for section in elf.iter_sections():
+            if section["sh_type"] != "SHT_NOBITS" and section["sh_offset"] + section["sh_size"] > len(library):
+                raise ValueError("a section ends behind the file's end")
+        for segment in elf.iter_segments():
+            if segment["p_offset"] + segment["p_filesz"] > len(library):
+                raise ValueError("a segment ends behind the file's end")
+        return str(elf.header["e_machine"])
+    except ValueError:
+        raise
+    except Exception as error:  # elftools raises many types, from AttributeError to its parser's own
+        raise ValueError("its ELF headers are damaged") from error
 
 
 def _decompress(stored: bytes) -> bytes:

@@ -33,6 +33,7 @@ from bnn_compiler.passes.run_in_one_call import BY_KERNEL, RunInOneCall, host_fu
 from bnn_compiler.passes.share_checks import DropOwnChecks, ShareChecks
 from bnn_compiler.passes.split_kernels import SplitKernels
 from bnn_compiler.report import MemoryReport
+from bnn_compiler.scratch_folder import scratch_folder
 from bnn_compiler.target import CompileTarget
 from bnn_compiler.tensor_spec import TensorSpec
 
@@ -107,8 +108,8 @@ def build_library(
             tir_pipeline=LIBRARY_PIPELINE,
         )
     try:
-        with tempfile.TemporaryDirectory(prefix="bnnc-") as directory:
-            library = _link(executable, section, linker, Path(directory))
+        with scratch_folder() as directory:
+            library = _link(executable, section, linker, directory)
     except OSError as error:
         raise ArtifactError(
             f"{output}: cannot be built in {tempfile.gettempdir()}: {error.strerror or error}"

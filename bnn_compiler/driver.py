@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +14,12 @@ import onnx
 import tvm
 
 from bnn_compiler.build import FormsNotJoinedError, build_library
+from bnn_compiler.cache_folder import cache_folder
 from bnn_compiler.compiled_network import CompiledNetwork
 from bnn_compiler.errors import ModelError, OpenShapeError, TargetError, UsageError
 from bnn_compiler.frontend import ImportedModel, import_onnx
 from bnn_compiler.frontend.model_file import load_model
+from bnn_compiler.interrupts import interrupts_kept
 from bnn_compiler.kernels.bitsliced_layer import TreePlanning
 from bnn_compiler.kernels.kernel_choice import ChoiceOptions
 from bnn_compiler.kernels.kernel_measurement import Measurement
@@ -30,9 +31,9 @@ from bnn_compiler.pipeline import phases, run_phases
 from bnn_compiler.profiling.kernel_table import kernel_table
 from bnn_compiler.recognition.sign_zeros import Checked
 from bnn_compiler.report import LayerReport, NoteReport, Report, SignReport, VerificationReport, make_report
+from bnn_compiler.scratch_folder import scratch_folder
 from bnn_compiler.target import CompileTarget, parse_target
 from bnn_compiler.tensor_spec import TensorSpec
-from bnn_compiler.trees.cache_folder import cache_folder
 from bnn_compiler.verification.attempts import verify_network
 from bnn_compiler.verification.verify import VerificationResult
 
@@ -56,6 +57,7 @@ class LoweredModel:
     report: Report
 
 
+@interrupts_kept()
 def compile_model(
     model: ModelSource,
     *,
@@ -161,8 +163,8 @@ def _generate(
         "report": lowered.report,
         "kernels": kernel_table(lowered.module, imported.onnx_model, lowered.report["layers"]),
     }
-    with tempfile.TemporaryDirectory(prefix="bnnc-") as directory:
-        library = Path(directory) / "model.so"
+    with scratch_folder() as directory:
+        library = directory / "model.so"
         lowered.report["memory"] = build_library(module, target, manifest, library)
         return CompiledNetwork(library, lowered.report, runs_here=target.is_host)
 
@@ -187,6 +189,7 @@ def lower_model(
     return LoweredModel(module, tuple(layers), _report(imported, target, module, options))
 
 
+@interrupts_kept()
 def inspect_model(
     model: ModelSource,
     *,
@@ -227,8 +230,8 @@ def _import_for_inspection(model: ModelSource, input_shapes: Mapping[str, tuple[
 
 
 def _choice(options: CompileOptions, target: CompileTarget, progress: Progress | None) -> ChoiceOptions:
-    planning = TreePlanning(max_depth=options.max_depth, cache=cache_folder() / "trees")
-    measurement = Measurement(target.tvm_target, cache_folder() / "measurements") if options.measure else None
+    planning = TreePlanning(max_depth=options.max_depth, cache=cache_folder("trees"))
+    measurement = Measurement(target.tvm_target, cache_folder("measurements")) if options.measure else None
 
     def layer_progress(index: int, layers: int) -> None:
         if progress is not None:

@@ -14,6 +14,10 @@ class BnncError(Exception):
     exit_status = 1
 
 
+class CacheWarning(RuntimeWarning):
+    """Something cannot be kept between runs, or was kept and is of no use: that costs time, not results."""
+
+
 class ModelError(BnncError):
     """The model file is unreadable, invalid, or contradicts itself."""
 

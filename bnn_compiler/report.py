@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
+
+from bnn_compiler.plain_text import prints
 
 SCHEMA = 1
 
@@ -302,4 +305,11 @@ def _layer_report(entry: Mapping[str, Any]) -> LayerReport:
 
 def to_json(value: Mapping[str, Any]) -> str:
     """Serialise with the schema's key order, one trailing newline; the same report gives the same text."""
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    return re.sub(r"[^\x00-\x7f]", _json_character, text) + "\n"
+
+
+def _json_character(match: re.Match[str]) -> str:
+    """A terminal that shows a report must not obey what is in its strings; JSON itself escapes ASCII's controls."""
+    character = match.group()
+    return character if prints(character) else json.dumps(character)[1:-1]

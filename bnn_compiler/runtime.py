@@ -9,7 +9,6 @@ address is no multiple of the element size, and outputs that overlap another arr
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +20,11 @@ import numpy.typing as npt
 import tvm
 import tvm_ffi
 
-from bnn_compiler.artifact import Manifest, check_loadable, decode_manifest, specs_from_json
+from bnn_compiler.artifact import LARGEST_LIBRARY, Manifest, check_loadable, decode_manifest, specs_from_json
 from bnn_compiler.atomic_file import atomic_write
 from bnn_compiler.errors import ArtifactError, UsageError
+from bnn_compiler.regular_file import UnreadableFileError, open_regular, read_all, shown
+from bnn_compiler.scratch_folder import scratch_folder
 from bnn_compiler.signature import Signature
 from bnn_compiler.tensor_spec import TensorSpec
 from bnn_compiler.worker_threads import use_threads
@@ -146,7 +147,7 @@ class CompiledModel:
             ArtifactError: ``path`` cannot be written.
         """
         with atomic_write(Path(path), mode=0o755) as stream:
-            stream.write(_read_all(self._descriptor))
+            stream.write(read_all(self._descriptor))
 
     def _closure(self, name: str) -> Closure:
         """Return the function ``name`` of the calling thread's virtual machine."""
@@ -206,40 +207,40 @@ def load(path: str | Path, threads: int = 1) -> CompiledModel:
         ArtifactError: not such a library, damaged, or made for another machine or version; says what to do.
         UsageError: ``threads`` is less than 1.
     """
+    name = shown(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
+        descriptor = open_regular(path, LARGEST_LIBRARY)
+    except UnreadableFileError as error:
+        raise ArtifactError(f"{name}: cannot be read: {error}") from error
     try:
         try:
-            content = _read_all(descriptor)
-        except OSError as error:
-            raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
-        manifest = decode_manifest(content, str(path))
-        check_loadable(manifest, str(path), tvm.__version__)
-        return CompiledModel(_load_library(descriptor), manifest, descriptor, threads)
+            content = read_all(descriptor)
+        except UnreadableFileError as error:
+            raise ArtifactError(f"{name}: cannot be read: {error}") from error
+        manifest = decode_manifest(content, name)
+        check_loadable(manifest, name, tvm.__version__)
+        return CompiledModel(_load_library(descriptor, name), manifest, descriptor, threads)
     except BaseException:
         os.close(descriptor)
         raise
 
 
-def _load_library(descriptor: int) -> tvm.runtime.Module:
-    """Load the code of the very file that was checked.
+def _load_library(descriptor: int, name: str) -> tvm.runtime.Module:
+    """Load the code of the very file that was checked; ``name`` is for messages.
 
     The loader knows libraries by the name it was given and would hand out the old code for a file replaced since. A
     link of a new name to the open file gets round that, and round a file that is replaced or unlinked meanwhile.
     """
-    with tempfile.TemporaryDirectory(prefix="bnnc-") as directory:
-        link = Path(directory) / "library.so"
-        link.symlink_to(f"/proc/self/fd/{descriptor}")
-        return tvm_ffi.load_module(str(link))
-
-
-def _read_all(descriptor: int) -> bytes:
-    """Return the whole file, without moving the position that other threads' copies of ``descriptor`` share."""
-    chunks = []
-    offset = 0
-    while chunk := os.pread(descriptor, 1 << 24, offset):
-        chunks.append(chunk)
-        offset += len(chunk)
-    return b"".join(chunks)
+    try:
+        with scratch_folder() as directory:
+            link = directory / "library.so"
+            link.symlink_to(f"/proc/self/fd/{descriptor}")
+            return tvm_ffi.load_module(str(link))
+    except OSError as error:
+        reason = error.strerror or error
+        raise ArtifactError(
+            f"{name}: cannot be loaded: no link can be made in a temporary folder ({reason}); name one in TMPDIR"
+        ) from error
+    except RuntimeError as error:
+        # Only a file sealed by something other than this compiler gets here: the digest was right.
+        raise ArtifactError(f"{name}: malformed (the system cannot load its code); compile it again") from error

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from bnn_compiler.atomic_file import atomic_write, check_writable
+from bnn_compiler.atomic_file import atomic_write
 
 from .arguments import TargetCommand, shapes_by_name
 from .context import Context, pass_context, quiet_and_verbose
+from .destinations import check_destinations
 from .options import compile_options, threads_option, verify_option
 from .profile_tables import print_profile, write_page
 from .tables import print_bench, summarise_layers
@@ -43,9 +44,7 @@ def bench_command(
     """Compile MODEL for this machine and time it beside ONNX Runtime: whole, by layer and by kernel."""
     context.subject = str(model)
     shapes = shapes_by_name(input_shapes)
-    for destination in (json_path, html_path):
-        if destination is not None:
-            check_writable(destination)
+    check_destinations({"--json": json_path, "--html": html_path}, [model])
 
     import bnn_compiler  # noqa: PLC0415
     from bnn_compiler.bench import bench_layers, bench_network, bench_report  # noqa: PLC0415

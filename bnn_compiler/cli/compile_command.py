@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from bnn_compiler.atomic_file import atomic_write, check_writable
+from bnn_compiler.atomic_file import atomic_write
 
 from .arguments import TargetCommand, shapes_by_name
 from .context import Context, pass_context, quiet_and_verbose
+from .destinations import check_destinations
 from .options import compile_options, verify_option
 from .tables import print_notes, summarise_layers, summarise_memory
 from .verification_sentences import describe_verification
@@ -46,9 +47,7 @@ def compile_command(
     context.subject = str(model)
     output = output or Path(f"{model.stem}.so")
     shapes = shapes_by_name(input_shapes)
-    for path in (output, report_path):
-        if path is not None:
-            check_writable(path)
+    check_destinations({"-o": output, "--report": report_path}, [model])
 
     import bnn_compiler  # noqa: PLC0415
     from bnn_compiler.report import to_json  # noqa: PLC0415

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 import click
+
+from bnn_compiler.errors import CacheWarning
+from bnn_compiler.plain_text import plain
 
 from .streams import Streams, own_streams
 
@@ -37,7 +41,7 @@ class Context:
     def say(self, text: str) -> None:
         """Write a line for people to stdout unless quiet."""
         if not self.quiet:
-            self.streams.out.write(text + "\n")
+            self.streams.write(text + "\n")
 
     @contextlib.contextmanager
     def progress(self, title: str, *, live: bool = True) -> Iterator[Progress]:
@@ -49,6 +53,7 @@ class Context:
         if self.quiet or not self.streams.err.isatty():
             yield lambda stage, fraction: None
             return
+        from rich.markup import escape  # noqa: PLC0415
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
         columns = (
@@ -58,8 +63,10 @@ class Context:
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=self.streams.error_console, transient=True, auto_refresh=live) as bar:
-            task = bar.add_task(title, total=1.0, stage="")
-            yield lambda stage, fraction: bar.update(task, completed=fraction, stage=stage, refresh=not live)
+            task = bar.add_task(escape(plain(title)), total=1.0, stage="")
+            yield lambda stage, fraction: bar.update(
+                task, completed=fraction, stage=escape(plain(stage)), refresh=not live
+            )
 
 
 Body = Callable[Concatenate[Context, Parameters], None]
@@ -72,13 +79,30 @@ def pass_context(body: Body[Parameters]) -> Callable[Parameters, None]:
     def command(*arguments: Parameters.args, **options: Parameters.kwargs) -> None:
         context = click.get_current_context().ensure_object(Context)
         try:
-            with own_streams(context.verbose) as context._streams:
+            with own_streams(context.verbose) as context._streams, _warnings_shown(context):
                 body(context, *arguments, **options)
         except KeyboardInterrupt as interrupt:
             # click would print an empty line first.
             raise click.Abort from interrupt
 
     return command
+
+
+@contextlib.contextmanager
+def _warnings_shown(context: Context) -> Iterator[None]:
+    """One line on stderr for the first warning about the cache: the reason is the same for all."""
+    told: list[str] = []
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if issubclass(category, CacheWarning) and not told and not context.quiet:
+            told.append(str(message))
+            context.streams.err.write(f"bnnc: note: {plain(told[0])}\n")
+            context.streams.err.flush()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CacheWarning)
+        warnings.showwarning = show
+        yield
 
 
 def quiet_and_verbose(command: Callable[..., None]) -> Callable[..., None]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bnn_compiler.atomic_file import check_writable
+from bnn_compiler.regular_file import UnreadableFileError, open_regular
 
 from .arguments import TargetCommand, shapes_by_name
 from .context import Context, pass_context, quiet_and_verbose
+from .destinations import check_destinations
 from .options import compile_options, threads_option
 from .profile_tables import print_profile, write_page
 from .tables import print_layers, print_notes, print_trees, summarise_layers, summarise_memory
@@ -55,8 +58,7 @@ def inspect_command(
     context.subject = str(path)
     shapes = shapes_by_name(input_shapes)
     profiled = profiled or html_path is not None
-    if html_path is not None:
-        check_writable(html_path)
+    check_destinations({"--html": html_path}, [path, model_path])
     if model_path is not None and not (profiled and _is_library(path)):
         raise click.UsageError("--onnx goes with --profile or --html, and with a library")
 
@@ -155,7 +157,8 @@ def _profile_model(
 def _is_library(path: Path) -> bool:
     """An ELF file by content, else by suffix: a broken library must not be taken for a broken model."""
     try:
-        with path.open("rb") as file:
-            return file.read(4) == _ELF_MAGIC or path.suffix == ".so"
-    except OSError:
+        descriptor = open_regular(path, largest=sys.maxsize)
+    except UnreadableFileError:
         return path.suffix == ".so"
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read(4) == _ELF_MAGIC or path.suffix == ".so"

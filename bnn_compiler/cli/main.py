@@ -13,6 +13,9 @@ from typing import NoReturn
 import click
 
 from bnn_compiler.errors import BnncError
+from bnn_compiler.interrupts import interrupts_kept
+from bnn_compiler.plain_text import plain
+from bnn_compiler.regular_file import shown
 
 from .bench_command import bench_command
 from .compile_command import compile_command
@@ -22,6 +25,8 @@ from .run_command import run_command
 from .supervisor import INTERRUPTED, supervise
 from .tree_command import tree_command
 
+#: Characters of a line on stderr: lists of what there is are long, names of megabytes are not wanted whole.
+_LONGEST_MESSAGE = 1500
 _TOOLS = ("apache-tvm", "onnx", "onnxruntime", "numpy")
 
 
@@ -58,7 +63,8 @@ def run(words: Sequence[str]) -> int:
     """Run the command line in this process and return its exit status."""
     context = Context(verbose="-v" in words or "--verbose" in words)
     try:
-        result = cli.main(list(words), "bnnc", standalone_mode=False, obj=context)
+        with interrupts_kept():
+            result = cli.main(list(words), "bnnc", standalone_mode=False, obj=context)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except (BrokenPipeError, SystemExit):
@@ -69,13 +75,13 @@ def run(words: Sequence[str]) -> int:
         status, message = _describe(error, context.subject)
         if context.verbose:
             traceback.print_exception(error)
-        sys.stderr.write(f"bnnc: {' '.join(message.split())}\n")
+        sys.stderr.write(f"bnnc: {plain(' '.join(message.split()), _LONGEST_MESSAGE)}\n")
         return status
 
 
 def _describe(error: BaseException, subject: str) -> tuple[int, str]:
     """Exit status and text of any exception."""
-    prefix = f"{subject}: " if subject else ""
+    prefix = f"{shown(subject)}: " if subject else ""
     match error:
         case KeyboardInterrupt() | click.Abort():
             status, text = INTERRUPTED, f"{prefix}interrupted"
@@ -89,7 +95,7 @@ def _describe(error: BaseException, subject: str) -> tuple[int, str]:
         case MemoryError():
             status, text = 1, f"{prefix}not enough memory; close other programs or take a smaller input shape"
         case OSError():
-            where = f"{error.filename}: " if error.filename else ""
+            where = f"{shown(str(error.filename))}: " if error.filename else ""
             status, text = 1, f"{prefix}{where}{error.strerror or error}"
         case _:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -101,6 +107,6 @@ def _describe(error: BaseException, subject: str) -> tuple[int, str]:
 def _with_subject(message: str, subject: str) -> str:
     """The library names a model by its file name, the user's own words for it are better."""
     name = PurePath(subject).name
-    if not subject or message.startswith(f"{subject}:"):
+    if not subject or message.startswith((f"{subject}:", f"{shown(subject)}:")):
         return message
-    return f"{subject}: {message.removeprefix(f'{name}: ')}"
+    return f"{shown(subject)}: {message.removeprefix(f'{name}: ')}"

@@ -6,8 +6,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
 from bnn_compiler.atomic_file import atomic_write
 from bnn_compiler.report import Report
 
@@ -21,16 +19,20 @@ if TYPE_CHECKING:
 def print_profile(streams: Streams, profile: ProfileReport) -> None:
     """Where the time goes: shares by kind, layers beside ONNX Runtime, kernels."""
     shares = profile["shares"]
-    streams.out.write(
+    streams.write(
         f"\n{profile['run_us']:,.1f} µs per run: binary {100 * shares['binary']:.1f} %, float "
         f"{100 * shares['float']:.1f} %, glue {100 * shares['glue']:.1f} %, overhead {100 * shares['overhead']:.1f} %\n"
     )
+    if profile["onnxruntime"] is not None:
+        streams.write(
+            "in the network: kernels by layer; ONNX Runtime's times are its own profiler's, of the same nodes\n"
+        )
     _print_layers(streams, profile)
-    streams.out.write("\n")
+    streams.write("\n")
     _print_kernels(streams, profile)
     theirs = profile["onnxruntime"]
     if theirs is not None:
-        streams.out.write(
+        streams.write(
             f"ONNX Runtime: {theirs['run_us']:,.1f} µs per run; {theirs['unmatched_us']:,.1f} of "
             f"{theirs['nodes_us']:,.1f} µs of its nodes have no counterpart here\n"
         )
@@ -54,12 +56,12 @@ def _print_layers(streams: Streams, profile: ProfileReport) -> None:
         if compared:
             row.append(f"{layer['onnxruntime_us'] or 0.0:,.1f}")
             row.append(f"{layer['speedup']:.1f}×" if layer["speedup"] else "")
-        table.add_row(escape(layer["name"]), layer["kind"], *row)
+        table.add_row(layer["name"], layer["kind"], *row)
     print_table(streams, table)
 
 
 def _print_kernels(streams: Streams, profile: ProfileReport) -> None:
-    from bnn_compiler.profiling.profile import nodes_label  # noqa: PLC0415
+    from bnn_compiler.profiling.profile import LEAST_COMPARED_US, nodes_label  # noqa: PLC0415
 
     table = make_table(streams)
     table.add_column("kernel", overflow="fold")
@@ -68,15 +70,15 @@ def _print_kernels(streams: Streams, profile: ProfileReport) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for kernel in profile["kernels"]:
         table.add_row(
-            escape(kernel["kernel"]),
-            escape(nodes_label(kernel["nodes"]) or (f"for {kernel['layer']}" if kernel["layer"] else "")),
-            f"{kernel['us_min']:,.2f}",
+            kernel["kernel"],
+            nodes_label(kernel["nodes"]) or (f"for {kernel['layer']}" if kernel["layer"] else ""),
+            f"{kernel['us_min']:,.2f}" if kernel["us_min"] >= LEAST_COMPARED_US else f"< {LEAST_COMPARED_US}",
             f"({kernel['us_median']:,.2f})",
             f"{100 * kernel['share']:.1f} %",
             f"{count(kernel['bytes_read'])}B",
             f"{count(kernel['bytes_written'])}B",
-            f"{kernel['gbytes_per_second']:.1f}",
-            f"{kernel['gmacs_per_second']:.0f}" if kernel["macs"] else "",
+            f"{kernel['gbytes_per_second']:.1f}" if kernel["gbytes_per_second"] else "",
+            f"{kernel['gmacs_per_second']:.0f}" if kernel["gmacs_per_second"] else "",
         )
     print_table(streams, table)
 

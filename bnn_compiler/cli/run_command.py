@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zipfile import BadZipFile, is_zipfile
 
 import click
 
-from bnn_compiler.atomic_file import atomic_write, check_writable
+from bnn_compiler.atomic_file import atomic_write
 from bnn_compiler.errors import FeedError
+from bnn_compiler.regular_file import GIB, UnreadableFileError, open_regular, shown
 
 from .context import Context, pass_context, quiet_and_verbose
+from .destinations import check_destinations
 from .options import threads_option
 from .tables import print_outputs
 from .verification_sentences import describe_disagreement
@@ -21,6 +25,9 @@ from .verification_sentences import describe_disagreement
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+
+_LARGEST_INPUT = 64 * GIB
 
 
 @click.command("run")
@@ -38,8 +45,7 @@ def run_command(
 ) -> None:
     """Run LIBRARY, compiled by `bnnc compile`, on the arrays of a .npz file."""
     context.subject = str(library)
-    if output_path is not None:
-        check_writable(output_path)
+    check_destinations({"--output": output_path}, [library, input_path])
 
     import numpy as np  # noqa: PLC0415
 
@@ -77,12 +83,14 @@ def _read_feeds(path: Path) -> dict[str, npt.NDArray[np.generic]]:
 
     way_out = "give an .npz file with an array per input name"
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path, _LARGEST_INPUT), "rb") as file:
             if not is_zipfile(file):
-                raise FeedError(f"{path}: it is no .npz file; {way_out}")
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: np.ascontiguousarray(archive[name]) for name in archive.files}
-    except OSError as error:
-        raise FeedError(f"{path}: cannot be read: {error.strerror or error}; {way_out}") from error
-    except (ValueError, BadZipFile, EOFError) as error:
-        raise FeedError(f"{path}: it is damaged or holds more than plain arrays ({error}); {way_out}") from error
+                raise FeedError(f"{shown(path)}: it is no .npz file; {way_out}")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: np.ascontiguousarray(archive[name]) for name in archive.files}
+    except UnreadableFileError as error:
+        raise FeedError(f"{shown(path)}: cannot be read: {error}; {way_out}") from error
+    except (OSError, ValueError, BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
+        # NotImplementedError: a compression that Python's zipfile does not know.
+        raise FeedError(f"{shown(path)}: it is damaged or holds more than plain arrays ({error}); {way_out}") from error

@@ -3,6 +3,9 @@
 Native libraries print to the process's stdout and stderr as they like. Inside :func:`own_streams` file descriptor 1
 leads to stderr and, unless everything is wanted, descriptor 2 leads to a scratch file, while this program's own output
 goes to saved copies: stdout carries results only, and an error is one line.
+
+What is written for people may hold foreign text, such as names of tensors. ``Streams.write`` and the rows of ``Table``
+let no control characters of it through, and leave out the middle of what is too long (``plain_text``).
 """
 
 from __future__ import annotations
@@ -15,17 +18,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TextIO
 
+import rich.table
 from rich.console import Console
+from rich.markup import escape
+
+from bnn_compiler.plain_text import plain, plain_lines
 
 _PIPED_WIDTH = 200
 
 
 @dataclass(frozen=True)
 class Streams:
-    """The user's stdout and stderr; tables and progress go through the consoles."""
+    """The user's stdout and stderr; tables and progress go through the consoles, JSON to ``out`` as it is."""
 
     out: TextIO
     err: TextIO
+
+    def write(self, text: str) -> None:
+        """Write lines for people to stdout."""
+        self.out.write(plain_lines(text))
 
     @property
     def console(self) -> Console:
@@ -36,6 +47,14 @@ class Streams:
     def error_console(self) -> Console:
         """A console on stderr, for progress."""
         return Console(file=self.err, highlight=False)
+
+
+class Table(rich.table.Table):
+    """A table whose cells are plain text; nothing in them is rich's markup."""
+
+    def add_row(self, *cells: str) -> None:  # type: ignore[override]
+        """Add the cells of a row."""
+        super().add_row(*(escape(plain(cell)) for cell in cells))
 
 
 @contextlib.contextmanager

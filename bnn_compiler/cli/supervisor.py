@@ -19,6 +19,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
+from bnn_compiler.scratch_folder import make_scratch_folder, sweep
+
 INTERRUPTED = 130
 GRACE_SECONDS = 3.0
 _PR_SET_PDEATHSIG = 1
@@ -48,7 +50,13 @@ class _Child:
 
 def supervise(work: Callable[[], int]) -> NoReturn:
     """Run ``work`` in a child and exit with what it returns."""
-    scratch = tempfile.mkdtemp(prefix="bnnc-")
+    try:
+        sweep(tempfile.gettempdir())
+        scratch, lock = make_scratch_folder()
+    except OSError as error:
+        reason = error.strerror or error
+        sys.stderr.write(f"bnnc: no temporary folder can be made: {reason}; name a folder with room in TMPDIR\n")
+        sys.exit(1)
     sys.stdout.flush()
     sys.stderr.flush()
     child = _Child()
@@ -59,10 +67,11 @@ def supervise(work: Callable[[], int]) -> NoReturn:
     try:
         child.pid = os.fork()
         if child.pid == 0:
-            _run_child(work, scratch)
+            _run_child(work, str(scratch))
         status = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        os.close(lock)
     if status < 0:
         sys.stderr.write(f"bnnc: {'interrupted' if child.interrupted else _describe_death(-status)}\n")
         status = INTERRUPTED if child.interrupted else 1

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.markup import escape
-from rich.table import Table
 
 from bnn_compiler.report import REASONS, LayerReport, MemoryReport, Report
 
-from .streams import Streams
+from .streams import Streams, Table
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from bnn_compiler.bench import BenchReport, TimingReport
+
+
+#: Median by minimum: quiet machines have below 1.2.
+_NOISY = 1.5
 
 
 def print_layers(streams: Streams, report: Report) -> None:
@@ -32,12 +34,12 @@ def print_layers(streams: Streams, report: Report) -> None:
     table.add_column("kernel, or why not", overflow="fold")
     for layer in report["layers"]:
         table.add_row(
-            escape(layer["name"]),
+            layer["name"],
             layer["op"],
             layer["status"],
             count(layer["macs"]),
             f"{layer['weight_bytes']:,}",
-            escape(_kernel_or_reason(layer)),
+            _kernel_or_reason(layer),
         )
     print_table(streams, table)
 
@@ -54,8 +56,8 @@ def print_trees(streams: Streams, report: Report) -> None:
     for heading in ("weights", "that differ", "channels", "nodes", "bytes stored", "in memory"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, row in rows:
-        table.add_row(escape(name), *(f"{number:,}" for number in row))
-    streams.out.write("\n")
+        table.add_row(name, *(f"{number:,}" for number in row))
+    streams.write("\n")
     print_table(streams, table)
 
 
@@ -89,18 +91,39 @@ def print_notes(streams: Streams, report: Report) -> None:
         nodes.setdefault(note["detail"], []).append(note["node"])
     for detail, where in nodes.items():
         place = where[0] if len(where) == 1 else f"{len(where)} layers"
-        streams.out.write(f"note: {place}: {detail}\n" if place else f"note: {detail}\n")
+        streams.write(f"note: {place}: {detail}\n" if place else f"note: {detail}\n")
 
 
 def print_bench(streams: Streams, report: BenchReport) -> None:
-    """Latency beside ONNX Runtime, whole network and per binary layer."""
-    streams.out.write(f"{report['machine']}, threads: {report['threads']}; microseconds, minimum (median)\n")
+    """Latency beside ONNX Runtime, whole network and per binary layer; and whether the machine was quiet."""
+    streams.write(f"{report['machine']}, threads: {report['threads']}; microseconds, minimum (median)\n")
     table = make_table(streams)
     for heading in ("", "MACs", "bnnc µs", "ONNX Runtime µs", "speed-up", "GMAC/s"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for timing in (report["network"], *report["layers"]):
         table.add_row(*_timing_row(timing))
     print_table(streams, table)
+    if report["layers"]:
+        streams.write(
+            "each layer alone: floats in and floats out, beside ONNX Runtime on that part of the model. In the network "
+            "bits pass between layers, so that its own table below gives other ratios\n"
+        )
+    spread, name, side = max(_spreads(report))
+    if spread >= _NOISY:
+        streams.write(
+            f"note: {side}'s median of {name} is {spread:.1f} times its minimum: something else uses this machine; "
+            "trust the minima, or measure again when it is quiet\n"
+        )
+
+
+def _spreads(report: BenchReport) -> Iterator[tuple[float, str, str]]:
+    """Median by minimum, of what, and whose."""
+    for timing in (report["network"], *report["layers"]):
+        for side, low, middle in (
+            ("bnnc", timing["bnnc_us_min"], timing["bnnc_us_median"]),
+            ("ONNX Runtime", timing["onnxruntime_us_min"], timing["onnxruntime_us_median"]),
+        ):
+            yield middle / low if low else 1.0, timing["name"], side
 
 
 def print_outputs(streams: Streams, outputs: Mapping[str, npt.NDArray[np.generic]]) -> None:
@@ -110,7 +133,7 @@ def print_outputs(streams: Streams, outputs: Mapping[str, npt.NDArray[np.generic
         table.add_column(heading, no_wrap=heading != "first values")
     for name, value in outputs.items():
         first = " ".join(f"{item:.6g}" for item in value.reshape(-1)[:10].tolist())
-        table.add_row(escape(name), str(value.dtype), "×".join(map(str, value.shape)) or "scalar", first)
+        table.add_row(name, str(value.dtype), "×".join(map(str, value.shape)) or "scalar", first)
     print_table(streams, table)
 
 
@@ -131,7 +154,7 @@ def _tree_row(layer: LayerReport) -> Sequence[int]:
 
 def _timing_row(timing: TimingReport) -> Sequence[str]:
     return (
-        escape(timing["name"]),
+        timing["name"],
         count(timing["macs"]),
         f"{timing['bnnc_us_min']:,.1f} ({timing['bnnc_us_median']:,.1f})",
         f"{timing['onnxruntime_us_min']:,.1f} ({timing['onnxruntime_us_median']:,.1f})",

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from bnn_compiler.atomic_file import atomic_write, check_writable
+from bnn_compiler.atomic_file import atomic_write
 from bnn_compiler.errors import UsageError
 
 from .arguments import InputShape, shapes_by_name
 from .context import Context, pass_context, quiet_and_verbose
+from .destinations import check_destinations
 from .tree_table import print_trees
 
 if TYPE_CHECKING:
@@ -73,22 +74,22 @@ def tree_command(  # noqa: PLR0917 - click passes keywords
     """
     context.subject = str(model)
     shapes = shapes_by_name(input_shapes)
-    for path in (json_path, plot_path):
-        if path is not None:
-            check_writable(path)
+    check_destinations({"--json": json_path, "--plot": plot_path}, [model])
 
     import numpy as np  # noqa: PLC0415
 
+    from bnn_compiler.cache_folder import cache_folder  # noqa: PLC0415
     from bnn_compiler.recognition.layer_signs import binary_layer_signs  # noqa: PLC0415
     from bnn_compiler.report import to_json  # noqa: PLC0415
-    from bnn_compiler.trees.cache_folder import cache_folder  # noqa: PLC0415
     from bnn_compiler.trees.drawing import draw_tree  # noqa: PLC0415
     from bnn_compiler.trees.solve import solve_channel_tree  # noqa: PLC0415
+
+    folder = cache_folder("trees") if cache else None
 
     def solve(signs: Any, progress: Callable[[float], None]) -> ChannelTree:
         return solve_channel_tree(
             signs, max_depth=max_depth, node_overhead=overhead, synthetic=synthetic, effort=effort, seed=seed,
-            cache=cache_folder() / "trees" if cache else None, progress=progress,
+            cache=folder, progress=progress,
         )  # fmt: skip
 
     def solve_paper(signs: Any) -> ChannelTree:
@@ -105,7 +106,9 @@ def tree_command(  # noqa: PLR0917 - click passes keywords
         with atomic_write(json_path) as file:
             file.write(to_json({"model": model.name, "layers": [entry.to_report() for entry in solved]}).encode())
     if plot_path is not None:
-        for path, entry in zip(_plot_paths(plot_path, solved), solved, strict=True):
+        paths = _plot_paths(plot_path, solved)
+        check_destinations({f"--plot {number + 1}:": path for number, path in enumerate(paths)}, [model, json_path])
+        for path, entry in zip(paths, solved, strict=True):
             with atomic_write(path) as file:
                 # Groups have trees of a kind: the first stands for all.
                 file.write(draw_tree(entry.trees[0], f"{model.name}: {entry.name}").encode())

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
-
 from .streams import Streams
 from .tables import make_table, print_table
 
@@ -20,7 +18,7 @@ def print_trees(streams: Streams, layers: Sequence[Mapping[str, Any]]) -> None:
     for layer in layers:
         groups = "" if layer["groups"] == 1 else f" in {layer['groups']} groups"
         table.add_row(
-            escape(layer["name"]),
+            layer["name"],
             f"{layer['channels']}{groups}",
             str(layer["weights"]),
             f"{layer['paper_ratio']:.3f}",

@@ -72,6 +72,16 @@ def load_model(source: Source) -> onnx.ModelProto:
     return model
 
 
+def external_files(path: Path) -> list[Path]:
+    """The files beside the model at ``path`` that hold its tensors' data; none where it is no readable model."""
+    try:
+        model = _parse(_read(path))
+    except ModelError:
+        return []
+    locations = {entry.value for tensor in _tensors(model) for entry in tensor.external_data if entry.key == "location"}
+    return [path.parent / location for location in locations]
+
+
 def _read(path: Path) -> bytes:
     try:
         if path.is_dir():

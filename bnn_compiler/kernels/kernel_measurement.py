@@ -24,7 +24,7 @@ import tvm
 import bnn_compiler.schedules
 from bnn_compiler.atomic_file import atomic_write
 from bnn_compiler.bench import Call, cpu_name, time_in_turn
-from bnn_compiler.errors import BnncError
+from bnn_compiler.errors import BnncError, CacheWarning
 from bnn_compiler.kernels import bitsliced_layer, layer_kernels, popcount_layer
 from bnn_compiler.kernels.bitsliced_layer import TreePlanning
 from bnn_compiler.kernels.kernel_timing import stage_calls
@@ -141,7 +141,7 @@ def _load(path: Path, names: set[str]) -> dict[str, float] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        warnings.warn(f"{path}: no usable times of kernels, measured again: {error}", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"{path}: no usable times of kernels, measured again: {error}", CacheWarning, stacklevel=4)
         return None
     return times
 
@@ -153,4 +153,4 @@ def _store(path: Path, times: Mapping[str, float]) -> None:
             file.write((json.dumps(times) + "\n").encode())
     except (OSError, BnncError) as error:
         # A full or read-only disk costs time on the next run, not this result.
-        warnings.warn(f"{path}: times could not be stored: {error}", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"{path}: times could not be stored: {error}", CacheWarning, stacklevel=4)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from bnn_compiler.plain_text import plain
 from bnn_compiler.report import REASONS, LayerReport, Report
 
 from .profile import ProfileReport
@@ -28,6 +30,7 @@ def html_report(subject: Subject, report: Report, profile: ProfileReport) -> str
     environment = Environment(
         loader=PackageLoader("bnn_compiler.profiling"),
         autoescape=True,
+        finalize=lambda value: plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from pathlib import Path
 from onnx import ModelProto, NodeProto
 
 from bnn_compiler.bench import time_in_turn
+from bnn_compiler.scratch_folder import scratch_folder
 from bnn_compiler.verification.reference import Array, Reference
 
 RUNS = 20
@@ -51,8 +51,8 @@ def time_nodes(model: ModelProto, feeds: Mapping[str, Array], threads: int = 1, 
     Raises:
         ModelError: ONNX Runtime refuses the model.
     """
-    with tempfile.TemporaryDirectory(prefix="bnnc-") as directory:
-        reference = Reference(model, threads=threads, profile=str(Path(directory) / "profile"))
+    with scratch_folder() as directory:
+        reference = Reference(model, threads=threads, profile=str(directory / "profile"))
         for _ in range(WARM_UP + runs):
             reference.run(feeds)
         events = json.loads(Path(reference.end_profiling()).read_text(encoding="utf-8"))

@@ -24,7 +24,7 @@ from .onnxruntime_nodes import NodeTimes, time_nodes
 
 #: Of a kernel: what the hook costs around it is reported for such a one.
 TYPICAL_ARGUMENTS = 4
-#: What is shorter has no ratio to ONNX Runtime: the hook's cost, which is subtracted, is known to about so much.
+#: What is shorter has no rate and no ratio to ONNX Runtime: the hook's cost, which is subtracted, is known to about so much.
 LEAST_COMPARED_US = 0.1
 
 
@@ -211,7 +211,7 @@ def _kernel(
 
 def _rate(amount: float, seconds: float) -> float:
     """In 10⁹ per second; 0 where the kernel is too short to be measured."""
-    return round(amount / seconds / 1e9, 3) if seconds else 0.0
+    return round(amount / seconds / 1e9, 3) if seconds * 1e6 >= LEAST_COMPARED_US else 0.0
 
 
 def group_layers(kernels: Sequence[KernelProfile], operators: Mapping[str, str]) -> list[LayerProfile]:

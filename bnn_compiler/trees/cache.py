@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from bnn_compiler.atomic_file import atomic_write
-from bnn_compiler.errors import BnncError
+from bnn_compiler.errors import BnncError, CacheWarning
 
 from .channel_tree import ChannelTree, TreeError
 from .problem import SignMatrix, TreeOptions
@@ -68,7 +68,7 @@ def _load(path: Path, matrix: SignMatrix) -> ChannelTree | None:
     except FileNotFoundError:
         return None
     except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile, TreeError) as error:
-        warnings.warn(f"{path}: not a usable channel tree, computed again: {error}", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"{path}: not a usable channel tree, computed again: {error}", CacheWarning, stacklevel=4)
         return None
     return tree
 
@@ -95,4 +95,4 @@ def _store(path: Path, tree: ChannelTree) -> None:
             )
     except (OSError, BnncError) as error:
         # A full or read-only disk costs time on the next run, not this result.
-        warnings.warn(f"{path}: the tree could not be stored: {error}", RuntimeWarning, stacklevel=4)
+        warnings.warn(f"{path}: the tree could not be stored: {error}", CacheWarning, stacklevel=4)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
+from bnn_compiler.plain_text import plain
+
 from .channel_tree import IN_FULL, ChannelTree
 
 _RING_FROM = 150
@@ -232,7 +234,7 @@ def _page(tree: ChannelTree, title: str, width: float, height: float, body: list
         ".cost{font-size:8px;fill:#777;text-anchor:end}.legend{font-size:11px;fill:#444}"
         ".root{font-weight:bold;font-size:11px;text-anchor:middle}</style>\n"
         f'<rect width="100%" height="100%" fill="#fff"/>\n'
-        f'<text x="20" y="28" font-size="17" font-weight="bold">{escape(title)}</text>'
+        f'<text x="20" y="28" font-size="17" font-weight="bold">{escape(plain(title, 200))}</text>'
         f'<text x="20" y="48" font-size="12" fill="#444">{escape(summary)}</text>{legend}\n'
         + "\n".join(body)
         + "\n</svg>\n"

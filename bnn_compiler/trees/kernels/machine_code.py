@@ -5,8 +5,9 @@ Every decision of a search is taken on integers computed here, so a seed gives t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -14,9 +15,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from numba.core import types
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
-from bnn_compiler.trees.cache_folder import cache_folder
+from bnn_compiler.cache_folder import cache_folder
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -27,15 +29,26 @@ Ints = npt.NDArray[np.int64]
 
 def compiled(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Compile ``function`` to machine code on its first call; the code is kept in the user's cache folder."""
-    # numba notices changes of a function's own file only, not of the files of functions it calls: so machine code is
-    # filed under a digest of all of them. The folder is read when the decorator runs, and put back for other packages.
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = before or str(cache_folder() / "machine-code" / _SOURCES)
-    try:
-        wrapped: Callable[Parameters, Result] = numba.njit(cache=True, nogil=True)(function)
-    finally:
+    wrapped: Any = numba.njit(nogil=True)(function)
+    folder = cache_folder("machine-code")
+    if folder is not None:
+        # numba notices changes of a function's own file only, not of the files of functions it calls: so machine code
+        # is filed under a digest of all of them. The folder is read here, and put back for other packages.
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = before or str(folder / _SOURCES)
+        with contextlib.suppress(RuntimeError, OSError):  # numba finds no place to write to
+            wrapped._cache = _ForgivingCache(function)
         numba.config.CACHE_DIR = before
-    return wrapped
+    return wrapped  # type: ignore[no-any-return]
+
+
+class _ForgivingCache(FunctionCache):  # type: ignore[misc]  # numba has no types
+    """numba's, but a full disk or a damaged file costs time, not the result."""
+
+    @contextlib.contextmanager
+    def _guard_against_spurious_io_errors(self) -> Iterator[None]:
+        with contextlib.suppress(Exception):  # damaged files make unpickling raise anything
+            yield
 
 
 def _digest_of_sources() -> str:
