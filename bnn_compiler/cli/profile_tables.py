@@ -24,9 +24,7 @@ def print_profile(streams: Streams, profile: ProfileReport) -> None:
         f"{100 * shares['float']:.1f} %, glue {100 * shares['glue']:.1f} %, overhead {100 * shares['overhead']:.1f} %\n"
     )
     if profile["onnxruntime"] is not None:
-        streams.write(
-            "in the network: kernels by layer; ONNX Runtime's times are its own profiler's, of the same nodes\n"
-        )
+        streams.write("in the network: kernels by layer, ONNX Runtime's nodes by its own profiler\n")
     _print_layers(streams, profile)
     streams.write("\n")
     _print_kernels(streams, profile)

@@ -24,7 +24,8 @@ from .onnxruntime_nodes import NodeTimes, time_nodes
 
 #: Of a kernel: what the hook costs around it is reported for such a one.
 TYPICAL_ARGUMENTS = 4
-#: What is shorter has no rate and no ratio to ONNX Runtime: the hook's cost, which is subtracted, is known to about so much.
+#: What is shorter has no rate and no ratio to ONNX Runtime: the hook's cost, which is subtracted, is known to about so
+#: much.
 LEAST_COMPARED_US = 0.1
 
 
