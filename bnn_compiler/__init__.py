@@ -14,12 +14,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bnn_compiler.home_folder import name_a_home
+
 if TYPE_CHECKING:
     from bnn_compiler.compiled_network import CompiledNetwork
     from bnn_compiler.driver import compile_model, inspect_model
     from bnn_compiler.errors import BnncError
     from bnn_compiler.runtime import CompiledModel, load
     from bnn_compiler.trees.solve import solve_channel_tree
+
+name_a_home()
 
 __all__ = [
     "BnncError",

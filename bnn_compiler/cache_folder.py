@@ -10,17 +10,18 @@ from pathlib import Path
 import platformdirs
 
 from bnn_compiler.errors import CacheWarning
+from bnn_compiler.home_folder import NOWHERE
 from bnn_compiler.regular_file import shown
 
 
 def cache_folder(kind: str) -> Path | None:
     """The folder for things of a kind, in ``$BNNC_CACHE`` or else the user's cache (``~/.cache/bnnc``).
 
-    It need not exist. ``None`` where nothing can be written there, as in a container without a home: then nothing is
+    ``None`` where nothing can be written there, as in a container without a home: then nothing is
     kept. A ``CacheWarning`` says so, once per process.
     """
     named = os.environ.get("BNNC_CACHE")
-    folder = Path(named).absolute() if named else Path(platformdirs.user_cache_dir("bnnc"))
+    folder = Path(named).absolute() if named else Path(platformdirs.user_cache_dir("bnnc", appauthor=False))
     return folder / kind if _is_writable(folder) else None
 
 
@@ -38,14 +39,10 @@ def _is_writable(folder: Path) -> bool:
 
 def _why_not(folder: Path) -> str:
     """Why ``folder`` cannot be made or written to; empty where it can."""
-    if not folder.is_absolute():  # a user without a home is asked for "~"
+    if folder.is_relative_to(NOWHERE):
         return "this user has no home folder"
     try:
-        nearest = next(place for place in (folder, *folder.parents) if place.exists())
-    except (OSError, ValueError, StopIteration) as error:
-        return f"{shown(folder)} cannot be reached ({getattr(error, 'strerror', None) or error})"
-    if not nearest.is_dir():
-        return f"{shown(nearest)} is no folder"
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        return f"{shown(nearest)} cannot be written"
-    return ""
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        return f"{shown(folder)} cannot be made ({getattr(error, 'strerror', None) or error})"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"{shown(folder)} cannot be written"

@@ -50,6 +50,10 @@ class ToolchainError(BnncError):
     """No linker, or the linker failed."""
 
 
+class ScratchError(BnncError):
+    """No folder for temporary files can be made."""
+
+
 class ArtifactError(BnncError):
     """A compiled library cannot be used here: corrupt, other version, other architecture, missing CPU features."""
 

@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from bnn_compiler.errors import ScratchError
+
 _PREFIX = "bnnc-scratch-"
 _MARK = ".bnnc-scratch"
 
@@ -24,9 +26,9 @@ def scratch_folder() -> Iterator[Path]:
     """A new folder in the temporary directory, removed with all that is in it when the block ends.
 
     Raises:
-        OSError: it cannot be made.
+        ScratchError: it cannot be made.
     """
-    _sweep_once(tempfile.gettempdir())
+    _sweep_once()
     folder, lock = make_scratch_folder()
     try:
         yield folder
@@ -39,8 +41,16 @@ def make_scratch_folder() -> tuple[Path, int]:
     """A new folder, and the descriptor that locks it: whoever calls removes the folder, then closes the descriptor.
 
     Raises:
-        OSError: it cannot be made.
+        ScratchError: it cannot be made.
     """
+    try:
+        return _make()
+    except OSError as error:
+        reason = error.strerror or error
+        raise ScratchError(f"no temporary folder can be made: {reason}; name a folder with room in TMPDIR") from error
+
+
+def _make() -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         lock = _lock(folder, fcntl.LOCK_SH)
@@ -56,13 +66,13 @@ def make_scratch_folder() -> tuple[Path, int]:
 
 
 @functools.cache
-def _sweep_once(directory: str) -> None:
-    sweep(directory)
+def _sweep_once() -> None:
+    sweep()
 
 
-def sweep(directory: str) -> None:
-    """Remove the folders of ours in ``directory`` that no living process owns."""
-    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+def sweep() -> None:
+    """Remove the folders of ours that no living process owns from the temporary directory."""
+    with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
         left = [Path(entry.path) for entry in entries if entry.name.startswith(_PREFIX)]
         for folder in left:
             with contextlib.suppress(OSError):

@@ -11,7 +11,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from bnn_compiler.cli.main import run
+
+from .command_line import Bnnc, Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -91,3 +96,34 @@ def examples() -> Path:
 def digits(examples: Path) -> Path:
     """The example network, as ONNX."""
     return examples / "digits.onnx"
+
+
+@pytest.fixture
+def bnnc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Bnnc:
+    """Call ``bnnc`` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str | Path) -> Outcome:
+        capfd.readouterr()
+        status = run([str(word) for word in words])
+        captured = capfd.readouterr()
+        return Outcome(status, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    """The digits network, compiled."""
+    path = tmp_path_factory.mktemp("library") / "digits.so"
+    assert run(["compile", str(digits), "-o", str(path), "-q"]) == 0
+    return path
+
+
+@pytest.fixture
+def image(examples: Path, tmp_path: Path) -> Path:
+    """One image, as the input file of ``bnnc run``."""
+    path = tmp_path / "image.npz"
+    with np.load(examples / "digits_test.npz") as test:
+        np.savez(path, image=test["image"][:1])
+    return path

@@ -3,71 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from bnn_compiler.cli.main import run
 from bnn_compiler.compiled_network import CompiledNetwork
 from bnn_compiler.report import make_report
 
+from .command_line import Bnnc, Outcome, assert_refused
 from .conftest import ModelFinder
 from .test_build import has_linker
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a user sees of one call."""
-
-    status: int
-    out: str
-    err: str
-
-
-Bnnc = Callable[..., Outcome]
-
-
-@pytest.fixture
-def bnnc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Bnnc:
-    """Call ``bnnc`` in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: str | Path) -> Outcome:
-        capfd.readouterr()
-        status = run([str(word) for word in words])
-        captured = capfd.readouterr()
-        return Outcome(status, captured.out, captured.err)
-
-    return call
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
-    """The digits network, compiled."""
-    path = tmp_path_factory.mktemp("library") / "digits.so"
-    assert run(["compile", str(digits), "-o", str(path), "-q"]) == 0
-    return path
-
-
-@pytest.fixture
-def image(examples: Path, tmp_path: Path) -> Path:
-    """One image, as the input file of ``bnnc run``."""
-    path = tmp_path / "image.npz"
-    with np.load(examples / "digits_test.npz") as test:
-        np.savez(path, image=test["image"][:1])
-    return path
-
-
-def assert_refused(outcome: Outcome, status: int, *texts: str) -> None:
-    """One line on stderr, nothing on stdout."""
-    assert outcome.status == status, outcome
-    assert outcome.out == ""
-    assert outcome.err.startswith("bnnc: ") and outcome.err.count("\n") == 1, outcome.err
-    assert all(text in outcome.err for text in texts), outcome.err
 
 
 def test_compile_writes_library_and_report(bnnc: Bnnc, digits: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
+from bnn_compiler.errors import ScratchError
 from bnn_compiler.scratch_folder import make_scratch_folder, sweep
 
 INTERRUPTED = 130
@@ -51,12 +52,11 @@ class _Child:
 def supervise(work: Callable[[], int]) -> NoReturn:
     """Run ``work`` in a child and exit with what it returns."""
     try:
-        sweep(tempfile.gettempdir())
+        sweep()
         scratch, lock = make_scratch_folder()
-    except OSError as error:
-        reason = error.strerror or error
-        sys.stderr.write(f"bnnc: no temporary folder can be made: {reason}; name a folder with room in TMPDIR\n")
-        sys.exit(1)
+    except ScratchError as error:
+        sys.stderr.write(f"bnnc: {error}\n")
+        sys.exit(error.exit_status)
     sys.stdout.flush()
     sys.stderr.flush()
     child = _Child()

@@ -16,6 +16,8 @@ from google.protobuf.message import DecodeError, EncodeError, Message  # type: i
 from onnx import GraphProto, TensorProto
 
 from bnn_compiler.errors import ModelError
+from bnn_compiler.plain_text import plain
+from bnn_compiler.regular_file import shown
 
 from .external_data import read_external_data
 from .onnx_graph import FEW_BIT_TYPES, MAX_RANK, TENSOR_DTYPES, dtype_name, item_size, subgraphs
@@ -40,9 +42,9 @@ Source = str | os.PathLike[str] | bytes | onnx.ModelProto
 def source_name(source: Source) -> str:
     """What messages call the model: the file's name, or the graph's, or ``model``."""
     if isinstance(source, str | os.PathLike):
-        return Path(source).name or str(source)
+        return shown(Path(source).name or str(source))
     if isinstance(source, onnx.ModelProto) and source.graph.name:
-        return source.graph.name
+        return plain(source.graph.name)
     return "model"
 
 
