@@ -235,7 +235,8 @@ def _load_library(descriptor: int, name: str) -> tvm.runtime.Module:
         with scratch_folder() as directory:
             link = directory / "library.so"
             link.symlink_to(f"/proc/self/fd/{descriptor}")
-            return tvm_ffi.load_module(str(link))
+            # Closed with the last object that needs it: results and derived constants are memory of the runtime.
+            return tvm_ffi.load_module(str(link), keep_module_alive=False)
     except OSError as error:
         reason = error.strerror or error
         raise ArtifactError(

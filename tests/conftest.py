@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ModelFinder = Callable[[str], Path]
 
 
-def _folders() -> list[Path]:
+def model_folders() -> list[Path]:
+    """Where evaluation models are on this machine."""
     named = os.environ.get("BNNC_MODELS")
     candidates = [Path(named)] if named else []
     candidates += [ROOT.parent / "shared" / "models", Path.home() / ".cache" / "bnnc-models"]
@@ -32,7 +33,7 @@ def _folders() -> list[Path]:
 
 def find_model(name: str, *, small: bool) -> Path | None:
     """The path of ``name``.onnx, or None."""
-    for folder in _folders():
+    for folder in model_folders():
         path = (folder / "small" if small else folder) / f"{name}.onnx"
         if path.is_file():
             return path

@@ -13,7 +13,7 @@ from bnn_compiler.schedules.float_pool import PoolPlan, pool_kernel
 from bnn_compiler.schedules.float_vector import float_vector
 from bnn_compiler.schedules.geometry import ConvGeometry
 from bnn_compiler.schedules.isa import detect_isa
-from tests.schedules.guarded_kernels import Side, guarded
+from tests.guard_pages import Side, guarded
 from tests.schedules.kernel_harness import CompiledKernels, cpu_target
 from tests.small_relax_modules import applied
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -28,14 +27,12 @@ from bnn_compiler.schedules.popcount_conv_plan import conv_bits_shape
 from bnn_compiler.schedules.popcount_dense import dense_bits_shape, popcount_dense_constants
 from bnn_compiler.schedules.popcount_dense_bits import popcount_dense_bits, popcount_dense_bits_constants
 from bnn_compiler.schedules.program_expansion import expand_program, pack_node_vectors
+from tests.guard_pages import Side, guarded
 from tests.schedules.bitsliced_harness import grow_trees, pool_of, random_layer, random_signs, reader_of
 from tests.schedules.fused_cases import CHAINS
 from tests.schedules.kernel_harness import Array, CompiledKernels, cpu_target
 from tests.schedules.paddings import PADDINGS
 
-Side = Literal["before", "after"]
-
-_PROT_NONE = 0
 _GEOMETRIES = [
     ConvGeometry(1, 70, 1, 1, 3, (1, 1)),
     ConvGeometry(1, 65, 14, 15, 5, (3, 3), pads=(1, 1, 1, 1)),
@@ -44,22 +41,6 @@ _GEOMETRIES = [
     ConvGeometry(3, 20, 16, 16, 3, (2, 5), pads=(0, 2, 1, 2)),
     ConvGeometry(2, 130, 3, 3, 11, (3, 3), pads=(1, 1, 1, 1)),  # channels in the lanes of popcount kernels
 ]
-
-
-def guarded(array: Array, side: Side) -> Array:
-    """A copy of ``array`` that ends (or begins) exactly at a page without access. It is never freed."""
-    page = mmap.PAGESIZE
-    pages = -(-array.nbytes // page)
-    memory = mmap.mmap(-1, (pages + 2) * page)
-    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    libc = ctypes.CDLL(None, use_errno=True)
-    for guard in (base, base + (pages + 1) * page):
-        if libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), _PROT_NONE):
-            raise OSError(ctypes.get_errno(), "mprotect failed")
-    start = page if side == "before" else (pages + 1) * page - array.nbytes
-    copy = np.frombuffer(memory, np.uint8, array.nbytes, start).view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
 
 
 def _provoke() -> None:
