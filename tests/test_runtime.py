@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,6 +227,53 @@ def test_sixteen_threads(model: CompiledModel, adder: CompiledModel) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_workers_end_with_the_thread_that_called(libraries: Path) -> None:
+    values = np.random.default_rng(2).standard_normal((64, 1024)).astype(np.float32)
+    tasks = Path("/proc/self/task")
+    model = load(libraries / "parallel.so", threads=3)
+    before = len(list(tasks.iterdir()))
+    for _ in range(5):
+        in_new_thread(lambda: np.testing.assert_array_equal(model.run(values)["output_0"], 2 * values))
+    deadline = time.monotonic() + 60
+    while len(list(tasks.iterdir())) > before:  # the system's thread ends a moment after Python's
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_forked_process_has_no_workers_to_wait_for(libraries: Path) -> None:
+    values = np.random.default_rng(2).standard_normal((64, 1024)).astype(np.float32)
+
+    def work() -> None:
+        model = load(libraries / "parallel.so", threads=2)
+        model.run(values)
+
+        def check() -> None:
+            with pytest.warns(RuntimeWarning, match="forked"):
+                result = model.run(values)["output_0"]
+            os._exit(0 if np.array_equal(result, 2 * values) else 3)
+
+        child = multiprocessing.get_context("fork").Process(target=check)
+        child.start()
+        child.join(60)
+        assert child.exitcode == 0
+        np.testing.assert_array_equal(model.run(values)["output_0"], 2 * values)
+
+    in_new_thread(work)
+
+
+def test_libraries_are_closed(libraries: Path) -> None:
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count("parallel.so")
+
+    before = mapped()
+    model = load(libraries / "parallel.so")
+    model.run(np.zeros((64, 1024), np.float32))
+    assert mapped() > before
+    del model
+    gc.collect()
+    assert mapped() == before
 
 
 def in_new_thread(work: Callable[[], None]) -> None:
