@@ -7,6 +7,7 @@ have fixed names and hold no paths, and TVM numbers its symbols in the order of 
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -37,6 +38,8 @@ from bnn_compiler.scratch_folder import scratch_folder
 from bnn_compiler.target import CompileTarget
 from bnn_compiler.tensor_spec import TensorSpec
 
+#: Bytes of code, about, in a library of ordinary size.
+_CODE = 2**19
 #: Of what only calls kernels (``_compile_callers``).
 _CALLERS_PIPELINE = register_pipeline("bnnc.callers", [DropOwnChecks()])
 
@@ -109,6 +112,7 @@ def build_library(
         )
     try:
         with scratch_folder() as directory:
+            _check_room(directory, 0 if memory is None else memory["constants_bytes"])
             library = _link(executable, section, linker, directory)
     except OSError as error:
         raise ArtifactError(
@@ -144,6 +148,20 @@ def _compile_callers(module: IRModule, target: CompileTarget) -> IRModule:
     library = tvm.tirx.build(sharing, target=target.tvm_target, pipeline=_CALLERS_PIPELINE)
     rest = IRModule({variable: other for variable, other in module.functions_items() if variable not in callers})
     return rest.with_attrs({**(module.attrs or {}), "external_mods": [library]})
+
+
+def _check_room(directory: Path, constants: int) -> None:
+    """LLVM ends the process where it cannot write an object file.
+
+    Raises:
+        ArtifactError: there is no room for the object files, the library, and a copy.
+    """
+    needed, free = 3 * (constants + _CODE), shutil.disk_usage(directory).free
+    if free < needed:
+        raise ArtifactError(
+            f"no room in {tempfile.gettempdir()}: about {needed:,} bytes are needed, {free:,} are free; "
+            "name a folder with room in TMPDIR"
+        )
 
 
 def _link(executable: tvm.runtime.Executable, section: bytes, linker: Linker, directory: Path) -> bytes:

@@ -292,8 +292,11 @@ def test_a_full_temporary_folder(digits: Path, monkeypatch: pytest.MonkeyPatch) 
         bnn_compiler.compile_model(digits, verify=False)
 
 
-def test_compile_model_is_quiet(digits: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("algorithm", ["auto", "bitsliced"])
+def test_compile_model_is_quiet(digits: Path, capfd: pytest.CaptureFixture[str], algorithm: str) -> None:
+    """Neither TVM, LLVM, the linker nor ONNX Runtime has anything to say."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        bnn_compiler.compile_model(digits)
+        compiled = bnn_compiler.compile_model(digits, algorithm=algorithm)
+        compiled.run({"image": np.zeros((1, 1, 8, 8), np.float32)})
     assert capfd.readouterr() == ("", "")

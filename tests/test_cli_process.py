@@ -40,6 +40,13 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
         ("return 0", 0, ""),
         ("return 3", 3, ""),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 1, "bnnc: the compiler was killed"),
+        ("import os; os._exit(1)", 1, "bnnc: the compiler ended inside native code; is there room in TMPDIR"),
+        (
+            "import os\nfrom bnn_compiler.cli.streams import own_streams\nwith own_streams(False):\n"
+            "    os.write(2, b'LLVM ERROR: no room\\n')\n    os._exit(1)",
+            1,
+            "bnnc: the compiler ended inside native code: LLVM ERROR: no room; is there room in TMPDIR",
+        ),
         ("import os; os.abort()", 1, "bnnc: the compiler crashed (SIGABRT)"),
         ("import ctypes; ctypes.string_at(0)", 1, "bnnc: the compiler crashed (SIGSEGV)"),
     ],

@@ -1,8 +1,8 @@
 """Who may write where.
 
 Native libraries print to the process's stdout and stderr as they like. Inside :func:`own_streams` file descriptor 1
-leads to stderr and, unless everything is wanted, descriptor 2 leads to a scratch file, while this program's own output
-goes to saved copies: stdout carries results only, and an error is one line.
+leads to stderr and, unless everything is wanted, descriptor 2 leads to a file in memory, while this program's own
+output goes to saved copies: stdout carries results only, and an error is one line.
 
 What is written for people may hold foreign text, such as names of tensors. ``Streams.write`` and the rows of ``Table``
 let no control characters of it through, and leave out the middle of what is too long (``plain_text``).
@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TextIO
@@ -23,6 +22,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from bnn_compiler.plain_text import plain, plain_lines
+
+from .supervisor import native_output
 
 _PIPED_WIDTH = 200
 
@@ -65,9 +66,9 @@ def own_streams(verbose: bool) -> Iterator[Streams]:
     saved_out, saved_err = os.dup(1), os.dup(2)
     out = os.fdopen(saved_out, "w", encoding="utf-8", errors="backslashreplace")
     err = os.fdopen(saved_err, "w", encoding="utf-8", errors="backslashreplace")
-    with out, err, tempfile.TemporaryFile() as scratch:
+    with out, err:
         if not verbose:
-            os.dup2(scratch.fileno(), 2)
+            os.dup2(native_output(), 2)
         os.dup2(2, 1)
         try:
             yield Streams(out, err)

@@ -3,13 +3,15 @@
 Compilers and generated kernels are native code: a bug there aborts the process, and the kernel kills one that takes
 more memory than there is. The parent imports nothing heavy, waits, turns a child's death by signal into a message and
 an exit status, and removes the child's temporary files. It hands signals on; a child that is deep in native code does
-not see Ctrl-C, and is killed after ``GRACE_SECONDS``.
+not see Ctrl-C, and is killed after ``GRACE_SECONDS``. A child that native code ends without a word (LLVM does, on a
+full disk) has not reported its status through a pipe; what native code printed is in memory that both see.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import shutil
 import signal
@@ -20,6 +22,7 @@ from types import FrameType
 from typing import NoReturn
 
 from bnn_compiler.errors import ScratchError
+from bnn_compiler.plain_text import plain
 from bnn_compiler.scratch_folder import make_scratch_folder, sweep
 
 INTERRUPTED = 130
@@ -60,6 +63,7 @@ def supervise(work: Callable[[], int]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     child = _Child()
+    native, (reports, reporting) = native_output(), os.pipe()
     # Installed before the fork: no signal finds the parent without them.
     for number in _HANDED_ON:
         signal.signal(number, child.hand_on)
@@ -67,18 +71,35 @@ def supervise(work: Callable[[], int]) -> NoReturn:
     try:
         child.pid = os.fork()
         if child.pid == 0:
-            _run_child(work, str(scratch))
+            os.close(reports)
+            _run_child(work, str(scratch), reporting)
+        os.close(reporting)
         status = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         os.close(lock)
-    if status < 0:
-        sys.stderr.write(f"bnnc: {'interrupted' if child.interrupted else _describe_death(-status)}\n")
+    if not os.read(reports, 1):
+        why = "interrupted" if child.interrupted else _describe_death(-status, _last_line(native))
+        sys.stderr.write(f"bnnc: {why}\n")
         status = INTERRUPTED if child.interrupted else 1
     sys.exit(status)
 
 
-def _run_child(work: Callable[[], int], scratch: str) -> NoReturn:
+@functools.cache
+def native_output() -> int:
+    """A file in memory, shared with children, for what native code prints."""
+    return os.memfd_create("bnnc-native-output")
+
+
+def _last_line(descriptor: int) -> str:
+    """The last of what was printed, empty where nothing was."""
+    size = os.fstat(descriptor).st_size
+    tail = os.pread(descriptor, 4096, max(0, size - 4096)).decode(errors="replace")
+    lines = [line.strip() for line in tail.splitlines() if line.strip()]
+    return plain(lines[-1], 300) if lines else ""
+
+
+def _run_child(work: Callable[[], int], scratch: str, reporting: int) -> NoReturn:
     status = 1
     try:
         for number in _HANDED_ON:
@@ -92,6 +113,7 @@ def _run_child(work: Callable[[], int], scratch: str) -> NoReturn:
         status = work()
         sys.stdout.flush()
         sys.stderr.flush()
+        os.write(reporting, b"x")
     finally:
         # Not sys.exit: the parent's exit handlers are not this process's.
         os._exit(status)
@@ -103,10 +125,14 @@ def _interrupt_once(number: int, _: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _describe_death(number: int) -> str:
+def _describe_death(number: int, last_line: str) -> str:
+    """By a signal, or by 0 where it ended itself; ``last_line`` is what native code printed last."""
+    said = f": {last_line}" if last_line else ""
+    if number <= 0:
+        return f"the compiler ended inside native code{said}; is there room in TMPDIR ({tempfile.gettempdir()})?"
     if number == signal.SIGKILL:
         return "the compiler was killed, perhaps for want of memory; close other programs or take a smaller input shape"
     if number in (signal.SIGTERM, signal.SIGHUP):
         return "terminated"
     name = signal.Signals(number).name
-    return f"the compiler crashed ({name}); this is a bug, please report it with the model and the output of -v"
+    return f"the compiler crashed ({name}{said}); this is a bug, please report it with the model and the output of -v"

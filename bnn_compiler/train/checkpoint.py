@@ -11,6 +11,7 @@ import torch
 
 from bnn_compiler.atomic_file import atomic_write
 from bnn_compiler.errors import ArtifactError
+from bnn_compiler.regular_file import GIB, UnreadableFileError, read_regular, shown
 
 FORMAT = 1
 
@@ -32,9 +33,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ArtifactError: the file is missing, damaged or of another format.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from error
+        data = read_regular(path, 64 * GIB)
+    except UnreadableFileError as error:
+        raise ArtifactError(f"{shown(path)}: cannot be read: {error}") from error
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
