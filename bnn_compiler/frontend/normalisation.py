@@ -24,9 +24,10 @@ from collections.abc import Mapping
 import onnx
 
 from bnn_compiler.errors import ModelError
+from bnn_compiler.limits import DEFAULT_LIMITS, Limits
 
 from .branches import inline_known_branches, select_branches
-from .constant_folding import dense_initializers, fold_constants
+from .constant_folding import ConstantFolder, dense_initializers, folding_budget
 from .default_attributes import write_default_attributes
 from .einsum_products import rewrite_einsums
 from .empty_tensors import remove_empty_tensors, replace_empty_inputs
@@ -37,7 +38,8 @@ from .loop_unrolling import require_no_loops, unroll_loops
 from .memory_estimate import check_memory
 from .node_lowering import lower_nodes, require_lowered_nodes
 from .node_order import name_nodes
-from .onnx_graph import tensor_types
+from .node_work import check_work
+from .onnx_graph import describe_node, tensor_types
 from .operator_check import check_operands
 from .pass_through import remove_pass_through
 from .pool_windows import make_pool_windows_explicit, pad_overhanging_pools
@@ -54,6 +56,7 @@ def normalise(
     opset: int,
     input_shapes: Mapping[str, tuple[int, ...]],
     open_dimension: int | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> list[str]:
     """Normalise a model of the standard operator set ``opset`` in place; notes for the user.
 
@@ -64,19 +67,21 @@ def normalise(
         ModelError: shapes or operands contradict each other, a weight is damaged, or the tensors do not fit into
             memory.
     """
+    budget = folding_budget(model, limits)
+    folder = ConstantFolder(budget)
     _drop_listed_initializers(model)  # 1
-    dense_initializers(model)  # 2
+    dense_initializers(model, budget)  # 2
     notes = fix_input_shapes(model, input_shapes, open_dimension)  # 3
     write_default_attributes(model, opset)
     replace_empty_inputs(model)
     name_nodes(model)  # branches are named after their If
-    _settle(model, opset)
+    _settle(model, opset, folder, limits)
     while select_branches(model):  # a branch may hold another
-        _settle(model, opset)
+        _settle(model, opset, folder, limits)
     require_no_loops(model, opset)
     require_lowered_nodes(model, opset)
     if rewrite_einsums(model) + fold_code_casts(model):  # 5
-        _settle(model, opset)  # what was done to constants, and shapes
+        _settle(model, opset, folder, limits)  # what was done to constants, and shapes
     make_padding_explicit(model)  # 6
     pad_overhanging_pools(model, opset, tensor_types(model.graph))
     check_operands(model)
@@ -84,10 +89,22 @@ def normalise(
     remove_pass_through(model)  # 7
     name_nodes(model)  # 8
     infer_shapes(model)  # for the tensors that are left, under their final names
+    _check_size(model, limits)
     return notes
 
 
-def _settle(model: onnx.ModelProto, opset: int) -> None:
+def _check_size(model: onnx.ModelProto, limits: Limits) -> None:
+    """What is compiled is within the limits."""
+    graph = model.graph
+    limits.require("nodes", len(graph.node), f"the network has {len(graph.node)} nodes")
+    for node in graph.node:
+        operands = max(len(node.input), len(node.output))
+        if operands > limits.operands:
+            limits.require("operands", operands, f"{describe_node(node)} has {operands} inputs or outputs")
+    check_work(model, limits)
+
+
+def _settle(model: onnx.ModelProto, opset: int, folder: ConstantFolder, limits: Limits) -> None:
     """Step 4 without the branches whose condition is not known."""
     visits = 0
     while visits <= MAX_VISITS:
@@ -95,9 +112,11 @@ def _settle(model: onnx.ModelProto, opset: int) -> None:
         make_pool_windows_explicit(model, opset)
         make_crops_explicit(model)
         infer_shapes(model)
-        check_memory(model)
+        check_memory(model, limits)
+        nodes = len(model.graph.node)
+        limits.require("nodes", nodes, f"the network has {nodes} nodes when it is written out", limits.file_nodes)
         # All in each round: one often makes another possible.
-        changes = fold_constants(model) + remove_empty_tensors(model) + lower_nodes(model, opset)
+        changes = folder.fold(model) + remove_empty_tensors(model) + lower_nodes(model, opset)
         if not changes + inline_known_branches(model) + unroll_loops(model, opset):
             return
     raise ModelError("the shapes of its tensors depend on each other in too long a chain")
