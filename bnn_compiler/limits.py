@@ -26,17 +26,19 @@ class Limits:
     - ``operands``: inputs, or outputs, of one node.
     - ``inputs``, ``outputs``: of the network.
     - ``constants``: initialisers of the file.
+    - ``layers``: convolutions and matrix products of the network; binary ones take the most time to compile.
     - ``name``: characters of one name (of a node, a tensor, an operator).
     - ``memory``: bytes of the tensors that are alive together in the network, and of all constants that are computed
       beyond eight times what the file stores.
     - ``work``: multiplications and additions of one run of the network.
     """
 
-    nodes: int = 20_000
+    nodes: int = 15_000
     operands: int = 2_000
     inputs: int = 1_000
     outputs: int = 1_000
     constants: int = 200_000
+    layers: int = 1_000
     name: int = 10_000
     memory: int = 2 << 30
     work: int = 10**12

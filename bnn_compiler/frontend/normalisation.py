@@ -39,11 +39,12 @@ from .memory_estimate import check_memory
 from .node_lowering import lower_nodes, require_lowered_nodes
 from .node_order import name_nodes
 from .node_work import check_work
-from .onnx_graph import describe_node, tensor_types
+from .onnx_graph import tensor_types
 from .operator_check import check_operands
 from .pass_through import remove_pass_through
 from .pool_windows import make_pool_windows_explicit, pad_overhanging_pools
 from .shape_inference import infer_shapes, require_compiled_types
+from .size_limits import check_size, check_written_out
 from .transposed_windows import make_crops_explicit
 
 MAX_VISITS = 1_000_000
@@ -76,8 +77,10 @@ def normalise(
     replace_empty_inputs(model)
     name_nodes(model)  # branches are named after their If
     _settle(model, opset, folder, limits)
+    check_size(model, limits)
     while select_branches(model):  # a branch may hold another
         _settle(model, opset, folder, limits)
+    check_size(model, limits)
     require_no_loops(model, opset)
     require_lowered_nodes(model, opset)
     if rewrite_einsums(model) + fold_code_casts(model):  # 5
@@ -89,19 +92,8 @@ def normalise(
     remove_pass_through(model)  # 7
     name_nodes(model)  # 8
     infer_shapes(model)  # for the tensors that are left, under their final names
-    _check_size(model, limits)
-    return notes
-
-
-def _check_size(model: onnx.ModelProto, limits: Limits) -> None:
-    """What is compiled is within the limits."""
-    graph = model.graph
-    limits.require("nodes", len(graph.node), f"the network has {len(graph.node)} nodes")
-    for node in graph.node:
-        operands = max(len(node.input), len(node.output))
-        if operands > limits.operands:
-            limits.require("operands", operands, f"{describe_node(node)} has {operands} inputs or outputs")
     check_work(model, limits)
+    return notes
 
 
 def _settle(model: onnx.ModelProto, opset: int, folder: ConstantFolder, limits: Limits) -> None:
@@ -111,10 +103,9 @@ def _settle(model: onnx.ModelProto, opset: int, folder: ConstantFolder, limits: 
         visits += len(model.graph.node)
         make_pool_windows_explicit(model, opset)
         make_crops_explicit(model)
+        check_written_out(model, limits)
         infer_shapes(model)
         check_memory(model, limits)
-        nodes = len(model.graph.node)
-        limits.require("nodes", nodes, f"the network has {nodes} nodes when it is written out", limits.file_nodes)
         # All in each round: one often makes another possible.
         changes = folder.fold(model) + remove_empty_tensors(model) + lower_nodes(model, opset)
         if not changes + inline_known_branches(model) + unroll_loops(model, opset):
