@@ -21,8 +21,8 @@ _NUMBER = re.compile(r"(\d{1,18})(KiB|MiB|GiB|TiB|)")
 class Limits:
     """What is beyond is refused.
 
-    - ``nodes``: of the network that is compiled, constants folded and loops written out. The file may hold ten times as
-      many.
+    - ``nodes``: of the network that is compiled, constants folded and loops written out. The file may hold five
+      times as many.
     - ``operands``: inputs, or outputs, of one node.
     - ``inputs``, ``outputs``: of the network.
     - ``constants``: initialisers of the file.
@@ -37,7 +37,7 @@ class Limits:
     operands: int = 2_000
     inputs: int = 1_000
     outputs: int = 1_000
-    constants: int = 200_000
+    constants: int = 50_000
     layers: int = 1_000
     name: int = 10_000
     memory: int = 2 << 30
@@ -79,7 +79,7 @@ class Limits:
     @property
     def file_nodes(self) -> int:
         """Nodes that a file may hold: many are constants, and sizes that are computed from sizes."""
-        return 10 * self.nodes
+        return 5 * self.nodes
 
     def require(self, limit: str, found: int, what: str, allowed: int | None = None) -> None:
         """Compare ``found`` with a limit (or what follows from it, ``allowed``); ``what`` says what was counted.

@@ -47,9 +47,9 @@ from .shape_inference import infer_shapes, require_compiled_types
 from .size_limits import check_size, check_written_out
 from .transposed_windows import make_crops_explicit
 
-MAX_VISITS = 1_000_000
-"""Of nodes, over all rounds of inference and folding. A round settles at least one computed shape, of which networks
-have at most one per layer, and they have thousands of nodes."""
+MAX_VISITS = 500_000
+"""Of nodes, over all rounds of inference and folding, some 0.1 ms each. A round settles at least one computed shape, of
+which networks have at most one per layer, and they have thousands of nodes."""
 
 
 def normalise(
@@ -98,19 +98,25 @@ def normalise(
 
 def _settle(model: onnx.ModelProto, opset: int, folder: ConstantFolder, limits: Limits) -> None:
     """Step 4 without the branches whose condition is not known."""
-    visits = 0
+    visits = rounds = 0
     while visits <= MAX_VISITS:
         visits += len(model.graph.node)
+        rounds += 1
         make_pool_windows_explicit(model, opset)
         make_crops_explicit(model)
         check_written_out(model, limits)
         infer_shapes(model)
-        check_memory(model, limits)
+        if rounds == 1:  # before anything is allocated; what is folded is bounded by itself
+            check_memory(model, limits)
         # All in each round: one often makes another possible.
         changes = folder.fold(model) + remove_empty_tensors(model) + lower_nodes(model, opset)
         if not changes + inline_known_branches(model) + unroll_loops(model, opset):
+            check_memory(model, limits)
             return
-    raise ModelError("the shapes of its tensors depend on each other in too long a chain")
+    raise ModelError(
+        f"the shapes of its tensors depend on each other in a chain that is not at its end after {rounds} steps: "
+        "simplify the model for fixed shapes when it is exported"
+    )
 
 
 def _drop_listed_initializers(model: onnx.ModelProto) -> None:
