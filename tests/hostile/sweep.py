@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TIME_LIMIT = 60.0
 MEMORY_LIMIT = 2 << 30
 """Bytes beyond what the libraries take (``LIBRARIES``) and ``FILE_COPIES`` times the file."""
-LIBRARIES = 400 << 20
+LIBRARIES = 500 << 20
 FILE_COPIES = 8
 ADDRESS_SPACE = 12 << 30
 LONGEST_LINE = 1500
