@@ -34,9 +34,9 @@ class Limits:
     """
 
     nodes: int = 15_000
-    operands: int = 2_000
-    inputs: int = 1_000
-    outputs: int = 1_000
+    operands: int = 512
+    inputs: int = 256
+    outputs: int = 256
     constants: int = 50_000
     layers: int = 1_000
     name: int = 10_000

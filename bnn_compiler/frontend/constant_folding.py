@@ -84,7 +84,7 @@ def folding_budget(model: onnx.ModelProto, limits: Limits) -> int:
     """Bytes that one pass may compute for a model as its file has it."""
     attributes = [attribute.t for node in all_nodes(model.graph) for attribute in node.attribute if attribute.t.dims]
     tensors = [*model.graph.initializer, *attributes]
-    stored = sum(math.prod(tensor.dims) * item_size(tensor.data_type) for tensor in tensors)
+    stored: int = sum(math.prod(tensor.dims) * item_size(tensor.data_type) for tensor in tensors)
     return FOLDED_PER_STORED * stored + limits.memory // FREE_SHARE
 
 
@@ -269,7 +269,7 @@ def _bytes_written(
 
 def _operand_bytes(name: str, constants: Mapping[str, TensorProto], types: Mapping[str, TypeProto]) -> int:
     if name in constants:
-        return math.prod(constants[name].dims) * item_size(constants[name].data_type)
+        return int(math.prod(constants[name].dims)) * item_size(constants[name].data_type)
     return tensor_bytes(types[name]) or 0
 
 

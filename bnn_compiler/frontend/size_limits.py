@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx
 from onnx import NodeProto
 
+from bnn_compiler.errors import UnsupportedOperatorError
 from bnn_compiler.limits import Limits
 
 from .onnx_graph import all_nodes, describe_node
@@ -17,6 +18,9 @@ _LAYERS = frozenset({"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
 
 _ONE_BY_ONE = frozenset({"Concat", "Max", "Mean", "Min", "Sum"})
 """Operators that become an operator, or a case, per operand."""
+
+MAX_NESTED = 256
+"""Operands of a node that becomes one operator inside the other; the importer calls itself for each."""
 
 _GO = frozenset({"Cast", "Dropout", "Identity"})
 """Operators of which there may be less at the end."""
@@ -37,6 +41,7 @@ def check_size(model: onnx.ModelProto, limits: Limits) -> None:
 
     Raises:
         ModelError: a limit is exceeded; the message says by what.
+        UnsupportedOperatorError: a node has too many operands to be compiled at all.
     """
     nodes = all_nodes(model.graph)
     operators = sum(_operators(node) for node in nodes if node.op_type not in _GO)
@@ -47,6 +52,11 @@ def check_size(model: onnx.ModelProto, limits: Limits) -> None:
         operands = max(len(node.input), len(node.output))
         if operands > limits.operands:
             limits.require("operands", operands, f"{describe_node(node)} has {operands} inputs or outputs")
+        if node.op_type in _ONE_BY_ONE - {"Concat"} and operands > MAX_NESTED:
+            raise UnsupportedOperatorError(
+                f"{describe_node(node)} has {operands} operands; at most {MAX_NESTED} can be compiled: "
+                "combine them in several nodes"
+            )
 
 
 def _operators(node: NodeProto) -> int:

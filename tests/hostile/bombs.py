@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ def _bytes(built: onnx.ModelProto) -> bytes:
     return bytes(built.SerializeToString())
 
 
-def _shaped(operator: str, shape: list[int], *more: object, opset: int = 17, **attributes: object) -> bytes:
+def _shaped(operator: str, shape: list[int], *more: object, opset: int = 17, **attributes: Any) -> bytes:
     """A result of a huge shape that a constant asks for, added to the input. ``more`` are further constants."""
     constants: dict[str, object] = {"shape": np.asarray(shape, np.int64)}
     constants |= {f"c{i}": array for i, array in enumerate(more)}
@@ -186,7 +187,7 @@ def _rename_input(built: onnx.ModelProto, name: str) -> None:
     built.graph.input[0].name = built.graph.node[0].input[0] = name
 
 
-def _attribute(kind: int, **fields: object) -> bytes:
+def _attribute(kind: AttributeProto.AttributeType, **fields: Any) -> bytes:
     """A ``Concat`` whose axis is declared as one type and given as another."""
     attribute = AttributeProto(name="axis", type=kind, **fields)
     joined = NodeProto(op_type="Concat", input=["x", "x"], output=["y"], attribute=[attribute])
@@ -228,7 +229,9 @@ def _deep_message(depth: int) -> bytes:
 def _wide_attributes(count: int) -> bytes:
     """Attributes nobody asked for."""
     built = chain(3)
-    built.graph.node[0].attribute.extend(AttributeProto(name=f"a{i}", type=2, i=i) for i in range(count))
+    built.graph.node[0].attribute.extend(
+        AttributeProto(name=f"a{i}", type=AttributeProto.INT, i=i) for i in range(count)
+    )
     return _bytes(built)
 
 

@@ -14,8 +14,8 @@ LONGEST_LINE = 1500
 def judge(payload: bytes) -> str:
     """``accepted``, ``refused: …``, or a finding that begins with ``!``.
 
-    The payload is ``p`` and a path that is imported, ``f`` and a file's bytes that are imported, or ``i`` and bytes that
-    are inspected.
+    The payload is ``p`` and a path that is imported, ``f`` and a file's bytes that are imported, or ``i`` and bytes
+    that are inspected.
     """
     kind, rest = payload[:1], payload[1:]
     try:

@@ -7,6 +7,7 @@ nothing of it is stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ WIDTH = 13
 """Of meshes and nests: wide enough that the paths of a few levels cannot be counted out."""
 
 
-def node(operator: str, inputs: Sequence[str], output: str, **attributes: object) -> NodeProto:
+def node(operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> NodeProto:
     """A node without a name; ``helper.make_node`` only where it has attributes, because it takes long."""
     if attributes:
         return helper.make_node(operator, list(inputs), [output], **attributes)
@@ -60,7 +61,7 @@ def sign_chain(size: int) -> onnx.ModelProto:
 
 def layers(size: int) -> onnx.ModelProto:
     """Binary layers, one behind the other: a sign and a matrix product each."""
-    nodes = []
+    nodes: list[NodeProto] = []
     for i in range(size // 2):
         nodes += [node("Sign", [f"t{i}"], f"s{i}"), node("MatMul", [f"s{i}", f"w{i}"], f"t{i + 1}")]
     rng = np.random.default_rng(0)
@@ -214,7 +215,7 @@ def shapes(size: int) -> onnx.ModelProto:
     return model(nodes, [tensor("t0")], [tensor(f"t{size // 3}", (1, 4, 1))], {"one": np.ones(1, np.int64)})
 
 
-def _of_one_tensor(operator: str, shape: Sequence[int], **attributes: object) -> Graph:
+def _of_one_tensor(operator: str, shape: Sequence[int], **attributes: Any) -> Graph:
     def build(size: int) -> onnx.ModelProto:
         result = [1, 4 * size] if operator == "Concat" else shape
         return model([node(operator, ["x"] * size, "y", **attributes)], [tensor("x")], [tensor("y", result)])

@@ -116,7 +116,8 @@ def cases(sizes: Sequence[int]) -> Mapping[str, Case]:
         f"{name} {size}": partial(_scaled, build, size) for name, build in SCALED.items() for size in sizes
     }
     found |= {name: partial(_write, make) for name, make in BOMBS.items()}
-    return found | PATHS
+    found.update(PATHS)
+    return found
 
 
 def run_cases(
