@@ -40,14 +40,14 @@ def check_work(model: onnx.ModelProto, limits: Limits) -> None:
 
 def node_work(node: NodeProto, shapes: Shapes) -> int:
     """Operations of one node; 0 where its shapes are not known."""
-    known = [shapes.get(name) for name in (*node.input, *node.output) if name]
+    operands = [shapes.get(name) for name in node.input]
     results = [shapes.get(name) for name in node.output if name]
     written = sum(math.prod(shape) for shape in results if shape is not None)
-    read = sum(math.prod(shape) for shape in known if shape is not None)
+    read = sum(math.prod(shape) for shape in operands if shape is not None)
     special = _SPECIAL.get(node.op_type)
     if special is None or not results:
         return max(written, read)
-    return max(written, read, special(node, [shapes.get(name) for name in node.input], results[0] or ()))
+    return max(written, read, special(node, operands, results[0] or ()))
 
 
 def _convolution(_: NodeProto, operands: list[Shape | None], result: Shape) -> int:

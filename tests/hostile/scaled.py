@@ -71,7 +71,7 @@ def layers(size: int) -> onnx.ModelProto:
 
 def added_up(names: list[str], prefix: str, result: str) -> list[NodeProto]:
     """A balanced tree of additions."""
-    nodes = []
+    nodes: list[NodeProto] = []
     while len(names) > 1:
         level = []
         for i in range(0, len(names) - 1, 2):
