@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bnn_compiler.compiled_network import CompiledNetwork
     from bnn_compiler.driver import compile_model, inspect_model
     from bnn_compiler.errors import BnncError
+    from bnn_compiler.limits import Limits
     from bnn_compiler.runtime import CompiledModel, load
     from bnn_compiler.trees.solve import solve_channel_tree
 
@@ -29,6 +30,7 @@ __all__ = [
     "BnncError",
     "CompiledModel",
     "CompiledNetwork",
+    "Limits",
     "compile_model",
     "inspect_model",
     "load",
@@ -39,6 +41,7 @@ _HOMES = {
     "BnncError": "errors",
     "CompiledModel": "runtime",
     "CompiledNetwork": "compiled_network",
+    "Limits": "limits",
     "compile_model": "driver",
     "inspect_model": "driver",
     "load": "runtime",

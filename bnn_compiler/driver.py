@@ -24,6 +24,7 @@ from bnn_compiler.kernels.bitsliced_layer import TreePlanning
 from bnn_compiler.kernels.kernel_choice import ChoiceOptions
 from bnn_compiler.kernels.kernel_measurement import Measurement
 from bnn_compiler.layers import BinaryLayer
+from bnn_compiler.limits import DEFAULT_LIMITS, Limits
 from bnn_compiler.module_attributes import LAYERS_ATTRIBUTE, SIGNS_ATTRIBUTE, read_attribute
 from bnn_compiler.options import CompileOptions
 from bnn_compiler.passes.join_exact_form import has_checked_signs, join_exact_form
@@ -69,6 +70,7 @@ def compile_model(
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     verify: bool = True,
     dump_dir: str | os.PathLike[str] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
     progress: Progress | None = None,
 ) -> CompiledNetwork:
     """Compile an ONNX model (path, bytes or ModelProto) to native code and verify it.
@@ -79,18 +81,19 @@ def compile_model(
     ``max_depth`` bounds channel trees. ``measure`` chooses each layer's kernels by their times on this machine instead
     of predicted ones; times are remembered, but measured anew they can lead to another library. Code for another kind
     of machine is not run: what is verified is the same network, built for this one. ``input_shapes`` fixes inputs whose
-    shapes the model leaves open. ``progress`` is called with a stage's name and the fraction done.
+    shapes the model leaves open. ``limits`` bounds the model's size. ``progress`` is called with a stage's name and the
+    fraction done.
 
     Raises:
         BnncError: one of its children, with a one-line message that names the cause and the way out.
     """
-    options = _options(target, algorithm, sign_zero, max_depth, input_shapes, verify, dump_dir, measure=measure)
+    options = _options(target, algorithm, sign_zero, max_depth, input_shapes, verify, dump_dir, limits, measure=measure)
     report_progress = progress or (lambda _stage, _part: None)
     checked = parse_target(options.target)
     if measure and not checked.is_host:
         raise TargetError(f"target {target!r} cannot run on this machine, so its kernels cannot be measured here")
     report_progress("reading the model", 0.0)
-    imported = import_onnx(model, input_shapes=options.input_shapes)
+    imported = import_onnx(model, input_shapes=options.input_shapes, limits=options.limits)
     if not options.verify:
         compiled, _ = _build(imported, checked, options, report_progress)
     elif checked.is_host:
@@ -123,7 +126,7 @@ def _build_verified(
     """
     while True:
         compiled, lowered = _build(imported, target, options, progress)
-        result = _verify(compiled, model, imported, lowered, progress)
+        result = _verify(compiled, load_model(model, options.limits), imported, lowered, progress)
         found = result.sign_zeros.keys() - options.exact_signs
         if options.sign_zero != "auto" or not found:
             result.raise_for_failure()
@@ -198,6 +201,7 @@ def inspect_model(
     sign_zero: str = "auto",
     max_depth: int = 8,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    limits: Limits = DEFAULT_LIMITS,
     progress: Progress | None = None,
 ) -> Report:
     """The report of a model, layer by layer, without generating code.
@@ -205,11 +209,11 @@ def inspect_model(
     What is binary seldom depends on an image's size, so dimensions that the model and ``input_shapes`` leave open are
     taken as the first of ``INSPECTED_SIZES`` that fits the model, with a note in the report.
     """
-    options = _options(target, algorithm, sign_zero, max_depth, input_shapes, verify=False, dump_dir=None)
+    options = _options(target, algorithm, sign_zero, max_depth, input_shapes, False, None, limits)
     checked = parse_target(options.target)
     if progress is not None:
         progress("reading the model", 0.0)
-    imported = _import_for_inspection(model, options.input_shapes)
+    imported = _import_for_inspection(model, options.input_shapes, limits)
     choice = _choice(options, checked, progress)
     todo = phases(checked.tvm_target, choice=choice, sign_zero=options.sign_zero)
     with checked.tvm_target:
@@ -219,13 +223,15 @@ def inspect_model(
     return _report(imported, checked, module, options)
 
 
-def _import_for_inspection(model: ModelSource, input_shapes: Mapping[str, tuple[int, ...]]) -> ImportedModel:
+def _import_for_inspection(
+    model: ModelSource, input_shapes: Mapping[str, tuple[int, ...]], limits: Limits
+) -> ImportedModel:
     try:
-        return import_onnx(model, input_shapes=input_shapes)
+        return import_onnx(model, input_shapes=input_shapes, limits=limits)
     except OpenShapeError as error:
         for size in INSPECTED_SIZES:
             with contextlib.suppress(ModelError, OpenShapeError):
-                return import_onnx(model, input_shapes=input_shapes, open_dimension=size)
+                return import_onnx(model, input_shapes=input_shapes, open_dimension=size, limits=limits)
         raise error
 
 
@@ -250,6 +256,7 @@ def _options(
     input_shapes: Mapping[str, tuple[int, ...]] | None,
     verify: bool,
     dump_dir: str | os.PathLike[str] | None,
+    limits: Limits,
     *,
     measure: bool = False,
 ) -> CompileOptions:
@@ -267,6 +274,7 @@ def _options(
         input_shapes=dict(input_shapes or {}),
         verify=verify,
         dump_dir=None if dump_dir is None else Path(dump_dir),
+        limits=limits,
     )
 
 
@@ -306,7 +314,7 @@ def _version(distribution: str) -> str:
 
 def _verify(
     compiled: CompiledNetwork,
-    model: ModelSource,
+    original: onnx.ModelProto,
     imported: ImportedModel,
     lowered: LoweredModel,
     progress: Progress,
@@ -316,7 +324,7 @@ def _verify(
         compiled,
         imported,
         lowered.layers,
-        original=load_model(model),
+        original=original,
         zero_as_plus_one=plus_tensors(lowered.report),
         checked=checked_tensors(lowered.report),
         float_layers=sum(entry["status"] == "float" for entry in lowered.report["layers"]),

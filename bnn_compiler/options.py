@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from bnn_compiler.limits import DEFAULT_LIMITS, Limits
+
 Algorithm = Literal["auto", "popcount", "bitsliced", "float"]
 SignZero = Literal["auto", "plus", "exact"]
 
@@ -19,7 +21,7 @@ class CompileOptions:
     layer), ``plus`` takes it as +1 (a binary layer), ``auto`` does the one where 0 is common and the other where it is
     an accident of float arithmetic; the report says so of each Sign. ``exact_signs`` are tensors whose Sign keeps 0.
     ``max_depth`` bounds channel trees. ``measure`` times the kernels of each layer on this machine and takes the
-    fastest.
+    fastest. ``limits`` bounds the model's size.
     """
 
     target: str = "native"
@@ -31,3 +33,4 @@ class CompileOptions:
     measure: bool = False
     verify: bool = True
     dump_dir: Path | None = None
+    limits: Limits = DEFAULT_LIMITS

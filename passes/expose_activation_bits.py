@@ -21,8 +21,10 @@ No kernel is added: the cost is some hundred bytes of code for TVM's virtual mac
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import tvm
@@ -55,18 +57,16 @@ class ExposeActivationBits:
         layers = [_pack_and_product(module, name) for name in names]
         nodes, of_layers = onnx_names(module), read_attribute(module, LAYERS_ATTRIBUTE) or []
         node_of = {entry.get("function"): entry["name"] for entry in of_layers}
-        products = [
+        products = _Products(
             replace(product, node=nodes.get(binding.var.name, {}).get("node"))
             for binding in main
             for product in _products(module, binding.value)
-        ]
+        )
         packs: dict[Var, str] = {}
         for name, layer in zip(names, layers, strict=True):
-            alike = [p for p in products if layer is not None and _same_layer(p, layer[1])]
-            if not alike:  # 2, 3
+            found = None if layer is None else products.take(layer[1], node_of.get(name))
+            if found is None:  # 2, 3
                 return module
-            found = next((p for p in alike if p.node is not None and p.node == node_of.get(name)), alike[0])
-            products.remove(found)
             packs.setdefault(found.data, name)
         builder = relax.BlockBuilder(module)
         _add_copy(builder, FUNCTION, module["main"], list(packs))
@@ -141,6 +141,39 @@ def _products(module: tvm.IRModule, value: relax.Expr) -> list[_Product]:
         _Product(None, fields[position], fields[position + 1 : position + 1 + count])
         for position, count in zip(numbers[::2], numbers[1::2], strict=True)
     ]
+
+
+class _Products:
+    """Products in order, found by their first constant: a network of many layers has as many products."""
+
+    def __init__(self, products: Iterable[_Product]) -> None:
+        self._by_constant: dict[str | int | None, dict[int, _Product]] = {}
+        self._by_node: dict[str, list[tuple[int, _Product]]] = {}
+        for index, product in enumerate(products):
+            self._by_constant.setdefault(_key(product.constants), {})[index] = product
+            if product.node is not None:
+                self._by_node.setdefault(product.node, []).append((index, product))
+
+    def take(self, layer_call: Call, node: str | None) -> _Product | None:
+        """Remove the product that computes the layer: the node's, else the first; None if none does."""
+        of_node = [] if node is None else self._by_node.get(node, [])
+        keys = {_key(tuple(layer_call.args[1].fields)[1:]), None}
+        alike = heapq.merge(*(self._by_constant.get(key, {}).items() for key in keys), key=lambda entry: entry[0])
+        for index, product in itertools.chain(of_node, alike):
+            group = self._by_constant[_key(product.constants)]
+            if index in group and _same_layer(product, layer_call):
+                del group[index]
+                return product
+        return None
+
+
+def _key(constants: tuple[relax.Expr, ...]) -> str | int | None:
+    """What is the same of the constants of one layer (``_same_layer``)."""
+    if not constants:
+        return None
+    first = constants[0]
+    derived = isinstance(first, Var) and first.name.startswith(DERIVED_PREFIX)
+    return str(first.name) if derived else int(tvm_ffi.structural_hash(first))
 
 
 def _same_layer(product: _Product, layer_call: Call) -> bool:

@@ -7,6 +7,9 @@ from typing import Any
 
 import click
 
+from bnn_compiler.errors import UsageError
+from bnn_compiler.limits import Limits
+
 _TARGET_FLAG_PREFIXES = ("-m", "-num-cores")
 
 
@@ -63,6 +66,21 @@ class InputShape(click.ParamType[tuple[str, tuple[int, ...]]]):
         if any(size < 1 for size in shape):
             self.fail(f"{value!r}: every dimension must be at least 1", param, ctx)
         return name, shape
+
+
+class LimitsText(click.ParamType[Limits]):
+    """``nodes=100000,memory=16GiB``."""
+
+    name = "NAME=N,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Limits:
+        """Parse the text."""
+        if isinstance(value, Limits):
+            return value
+        try:
+            return Limits.parse(str(value))
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
 
 
 def shapes_by_name(pairs: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, tuple[int, ...]]:

@@ -57,7 +57,7 @@ def bench_command(
             model, input_shapes=shapes, progress=lambda stage, part: progress(stage, part / 2), **options
         )
         compiled.model.set_num_threads(threads)
-        imported = import_onnx(model, input_shapes=shapes)
+        imported = import_onnx(model, input_shapes=shapes, limits=options["limits"])
         report = compiled.report
         macs = sum(layer["macs"] for layer in report["layers"])
         progress("whole network", 0.5)

@@ -21,6 +21,7 @@ from .tables import print_layers, print_notes, print_trees, summarise_layers, su
 from .verification_sentences import describe_verification
 
 if TYPE_CHECKING:
+    from bnn_compiler.limits import Limits
     from bnn_compiler.profiling.profile import ProfileReport
     from bnn_compiler.report import Report
 
@@ -70,7 +71,7 @@ def inspect_command(
     if profiled:
         peaks = html_path is not None
         if _is_library(path):
-            report, profile = _profile_library(context, path, model_path, threads, peaks)
+            report, profile = _profile_library(context, path, model_path, threads, peaks, options["limits"])
         else:
             report, profile = _profile_model(context, path, shapes, threads, peaks, options)
     elif _is_library(path):
@@ -98,7 +99,7 @@ def inspect_command(
 
 
 def _profile_library(
-    context: Context, path: Path, model_path: Path | None, threads: int, peaks: bool
+    context: Context, path: Path, model_path: Path | None, threads: int, peaks: bool, limits: Limits
 ) -> tuple[Report, ProfileReport]:
     """Run a library; beside ONNX Runtime where its model is given."""
     import bnn_compiler  # noqa: PLC0415
@@ -113,7 +114,8 @@ def _profile_library(
         report = from_json(compiled.manifest["report"])
         model = None
         if model_path is not None:
-            imported = import_onnx(model_path, input_shapes={spec.name: spec.shape for spec in compiled.inputs})
+            inputs = {spec.name: spec.shape for spec in compiled.inputs}
+            imported = import_onnx(model_path, input_shapes=inputs, limits=limits)
             if imported.inputs != compiled.inputs or imported.outputs != compiled.outputs:
                 raise UsageError(f"{model_path} has other inputs or outputs than the model it was compiled from")
             model = imported.onnx_model
@@ -146,7 +148,7 @@ def _profile_model(
             path, input_shapes=shapes, verify=False, progress=lambda stage, part: progress(stage, part / 2), **options
         )
         compiled.model.set_num_threads(threads)
-        imported = import_onnx(path, input_shapes=shapes)
+        imported = import_onnx(path, input_shapes=shapes, limits=options["limits"])
         profile = profile_network(
             compiled.model, compiled.report["layers"], imported.onnx_model, rounds=ROUNDS, peaks=peaks,
             progress=lambda part: progress("kernels", 0.5 + 0.5 * part),

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from .arguments import InputShape
+from bnn_compiler.limits import DEFAULT_LIMITS
+
+from .arguments import InputShape, LimitsText
 
 Command = Callable[..., Any]
 
@@ -15,6 +17,10 @@ Command = Callable[..., Any]
 def compile_options(command: Command) -> Command:
     """Add what decides how a model is compiled: target, input shapes, algorithm, the sign of zero."""
     for option in (
+        click.option(
+            "--limits", type=LimitsText(), default=DEFAULT_LIMITS, show_default="docs/front-end.md",
+            help="How large the model may be: nodes=100000,memory=16GiB",
+        ),
         click.option(
             "--sign-zero", type=click.Choice(["auto", "plus", "exact"]), default="auto", show_default=True,
             help="What Sign(0) is in front of a binary layer: +1, ONNX's 0, or whichever fits each Sign.",

@@ -32,14 +32,15 @@ def _declared_alone(node: NodeProto, constants: Mapping[str, onnx.TensorProto]) 
 
 def replace_empty_inputs(model: onnx.ModelProto) -> int:
     """Rule 3, in place; the number of inputs. All shapes of inputs must be known."""
-    empty = [info for info in model.graph.input if _is_empty(info.type)]
-    for info in empty:
-        name = f"{info.name}/empty"
-        array = np.zeros(static_shape(info.type) or (0,), TENSOR_DTYPES[info.type.tensor_type.elem_type])
-        model.graph.initializer.append(numpy_helper.from_array(array, name))
-        for node in all_nodes(model.graph):
-            node.input[:] = [name if given == info.name else given for given in node.input]
-    return len(empty)
+    constants: dict[str, str] = {}
+    for info in model.graph.input:
+        if _is_empty(info.type):
+            constants[info.name] = f"{info.name}/empty"
+            array = np.zeros(static_shape(info.type) or (0,), TENSOR_DTYPES[info.type.tensor_type.elem_type])
+            model.graph.initializer.append(numpy_helper.from_array(array, constants[info.name]))
+    for node in all_nodes(model.graph) if constants else ():
+        node.input[:] = [constants.get(given, given) for given in node.input]
+    return len(constants)
 
 
 def remove_empty_tensors(model: onnx.ModelProto) -> int:

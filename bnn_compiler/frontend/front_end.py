@@ -10,6 +10,7 @@ from types import MappingProxyType
 import onnx
 
 from bnn_compiler.errors import BnncError, ModelError
+from bnn_compiler.limits import DEFAULT_LIMITS, Limits
 from bnn_compiler.tensor_spec import TensorSpec
 
 from .few_bit_types import widen_few_bit_types
@@ -34,6 +35,7 @@ def import_onnx(
     *,
     input_shapes: Mapping[str, tuple[int, ...]] = _NO_SHAPES,
     open_dimension: int | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> ImportedModel:
     """Check, normalise and import an ONNX model.
 
@@ -43,9 +45,10 @@ def import_onnx(
         input_shapes: a shape for each input whose dimensions the file leaves open. An open first dimension that is not
             given here is 1.
         open_dimension: what any other open dimension is taken as, with a note; ``None`` refuses them.
+        limits: how large the model may be.
 
     Raises:
-        ModelError: the model is unreadable, invalid, contradicts itself or does not fit into memory.
+        ModelError: the model is unreadable, invalid, contradicts itself, exceeds a limit or does not fit into memory.
         UnsupportedOperatorError: an operator, or a form of one, cannot be compiled; the message names its node.
         UsageError: ``input_shapes`` does not fit the model.
         OpenShapeError: a dimension is left open.
@@ -54,7 +57,7 @@ def import_onnx(
     """
     label = source_name(model)
     try:
-        return _import(model, input_shapes, open_dimension, PurePath(label).stem or label)
+        return _import(model, input_shapes, open_dimension, limits, PurePath(label).stem or label)
     except BnncError as error:
         raise type(error)(_one_line(f"{label}: {error}")) from error
     except MemoryError as error:
@@ -62,21 +65,21 @@ def import_onnx(
 
 
 def _import(
-    source: Source, input_shapes: Mapping[str, tuple[int, ...]], open_dimension: int | None, name: str
+    source: Source, input_shapes: Mapping[str, tuple[int, ...]], open_dimension: int | None, limits: Limits, name: str
 ) -> ImportedModel:
-    model = load_model(source)
+    model = load_model(source, limits)
     opset = standard_opset(model)
-    model = inline_local_functions(model, opset)
+    model = inline_local_functions(model, opset, limits)
     notes = ["the nodes were not in order, and have been sorted"] if check_graph(model) else []
     widen_few_bit_types(model)
     notes += widen_half_precision(model)
-    choices = normalise(model, opset, input_shapes, open_dimension)
-    limits = index_limits(model)
+    choices = normalise(model, opset, input_shapes, open_dimension, limits)
+    indices = index_limits(model)
     return ImportedModel(
         name=name,
         module=import_graph(model, opset),
         onnx_model=model,
-        inputs=tuple(replace(_spec(info), limit=limits.get(info.name)) for info in model.graph.input),
+        inputs=tuple(replace(_spec(info), limit=indices.get(info.name)) for info in model.graph.input),
         outputs=tuple(_spec(info) for info in model.graph.output),
         notes=(*notes, *choices),
     )

@@ -28,9 +28,6 @@ from .operator_support import check_operators
 OLDEST_OPSET = 7
 """Before it, binary operators had an ``axis`` attribute in place of NumPy's broadcasting."""
 
-MAX_NODES = 200_000
-"""Far beyond any network; passes over the graph are not all linear."""
-
 
 def standard_opset(model: onnx.ModelProto) -> int:
     """The version of the standard operator set that the model uses.
@@ -64,8 +61,6 @@ def check_graph(model: onnx.ModelProto) -> bool:
         UnsupportedOperatorError: condition 3 does not hold.
     """
     graph = model.graph
-    if len(graph.node) > MAX_NODES:
-        raise ModelError(f"the graph has {len(graph.node)} nodes; at most {MAX_NODES} are supported")
     _unify_standard_domain(model)
     import_custom_domains(model)
     _check_border("input", list(graph.input))

@@ -10,6 +10,8 @@ others and drops some of the casts between them. Sums of signs are integers, and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, numpy_helper
@@ -33,23 +35,21 @@ def widen_half_precision(model: onnx.ModelProto) -> list[str]:
     casts = _widen_graph(graph)
     if not (narrow_inputs or narrow_outputs or casts):
         return []
-    before = []
-    for info in narrow_inputs:
-        wide = f"{info.name}/float32"
-        _rename_reads(graph, info.name, wide)
-        before.append(onnx.helper.make_node("Cast", [info.name], [wide], name=wide, to=_SINGLE))
-    after = []
+    inputs = {info.name: f"{info.name}/float32" for info in narrow_inputs}
+    # An output that is an input stays one.
+    outputs = {info.name: f"{info.name}/float32" for info in narrow_outputs if info.name not in inputs}
+    before = [onnx.helper.make_node("Cast", [name], [wide], name=wide, to=_SINGLE) for name, wide in inputs.items()]
+    after = [
+        onnx.helper.make_node("Cast", [wide], [name], name=f"{name}/float16", to=_HALF)
+        for name, wide in outputs.items()
+    ]
+    _rename_reads(graph, inputs | outputs)
+    for tensor in graph.initializer:
+        tensor.name = outputs.get(tensor.name, tensor.name)
+    for node in graph.node:
+        node.output[:] = [outputs.get(name, name) for name in node.output]
     for info in narrow_outputs:
         info.type.tensor_type.elem_type = _HALF
-        wide = f"{info.name}/float32"
-        if info.name in {entry.name for entry in narrow_inputs}:
-            continue  # an output that is an input
-        _rename_reads(graph, info.name, wide)
-        for tensor in graph.initializer:
-            tensor.name = wide if tensor.name == info.name else tensor.name
-        for node in graph.node:
-            node.output[:] = [wide if name == info.name else name for name in node.output]
-        after.append(onnx.helper.make_node("Cast", [wide], [info.name], name=f"{info.name}/float16", to=_HALF))
     for info in narrow_inputs:
         info.type.tensor_type.elem_type = _HALF
     nodes = [*before, *(NodeProto.FromString(node.SerializeToString()) for node in graph.node), *after]
@@ -144,14 +144,11 @@ def _widen_tensor(tensor: TensorProto) -> None:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
 
 
-def _rename_reads(graph: GraphProto, old: str, new: str) -> None:
-    """Let every node, those of subgraphs too, read ``new`` instead of ``old``."""
+def _rename_reads(graph: GraphProto, renamed: Mapping[str, str]) -> None:
+    """Let every node, those of subgraphs too, read tensors by their new names."""
     for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name == old:
-                node.input[index] = new
+        node.input[:] = [renamed.get(name, name) for name in node.input]
         for inner in subgraphs(node):
-            _rename_reads(inner, old, new)
+            _rename_reads(inner, renamed)
             for output in inner.output:
-                if output.name == old:
-                    output.name = new
+                output.name = renamed.get(output.name, output.name)

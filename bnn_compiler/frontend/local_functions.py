@@ -9,14 +9,17 @@ import onnx.inliner
 from onnx import FunctionProto, NodeProto
 
 from bnn_compiler.errors import ModelError
+from bnn_compiler.limits import Limits
 
-from .graph_check import MAX_NODES
 from .onnx_graph import ONNX_DOMAINS, subgraphs
+
+MAX_CALL_DEPTH = 100
+"""Exporters write a function per module, which nest some ten deep; the inliner is recursive."""
 
 _Key = tuple[str, str, str]
 
 
-def inline_local_functions(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+def inline_local_functions(model: onnx.ModelProto, opset: int, limits: Limits) -> onnx.ModelProto:
     """The model, which uses the standard operator set ``opset``, without functions of its own.
 
     Raises:
@@ -36,8 +39,7 @@ def inline_local_functions(model: onnx.ModelProto, opset: int) -> onnx.ModelProt
     if len(functions) < len(model.functions):
         raise ModelError("the model defines a function twice")
     size = _expanded_size(model.graph.node, functions, {}, [])
-    if size > MAX_NODES:
-        raise ModelError(f"the model's own functions expand to {size} nodes; at most {MAX_NODES} are supported")
+    limits.require("nodes", size, f"the model's own functions expand to {size} nodes", limits.file_nodes)
     try:
         return onnx.inliner.inline_local_functions(model)
     except Exception as error:  # the C++ side raises RuntimeError, ValueError, ...
@@ -58,8 +60,10 @@ def _expanded_size(
         key = (node.domain, node.op_type, node.overload)
         if key not in functions:
             continue
-        if key in calling or len(calling) > 100:
+        if key in calling:
             raise ModelError(f"the model's own functions call each other in a circle at {key[0]}.{key[1]}")
+        if len(calling) > MAX_CALL_DEPTH:
+            raise ModelError(f"the model's own functions call each other more than {MAX_CALL_DEPTH} deep")
         if key not in known:
             known[key] = _expanded_size(functions[key].node, functions, known, [*calling, key])
         size += known[key]

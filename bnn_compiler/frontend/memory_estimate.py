@@ -12,33 +12,45 @@ from pathlib import Path
 import onnx
 
 from bnn_compiler.errors import ModelError
+from bnn_compiler.limits import Limits, show_bytes
 
 from .onnx_graph import describe_node, item_size, tensor_bytes, tensor_types
 
 CONSTANT_COPIES = 3
 
 
-def check_memory(model: onnx.ModelProto) -> None:
-    """Compare :func:`estimated_bytes` with :func:`available_bytes`; tensors of unknown shape count nothing.
+def check_memory(model: onnx.ModelProto, limits: Limits) -> None:
+    """Compare the activations with their limit, and all that is needed with what there is.
+
+    Tensors of unknown shape count nothing.
 
     Raises:
-        ModelError: the network needs more than there is; the message names the node with the largest need.
+        ModelError: the network needs more; the message names the node with the largest need.
     """
     available = available_bytes()
-    if available is None:
-        return
-    needed, node = estimated_bytes(model)
-    if needed > available:
-        raise ModelError(
-            f"needs at least {_show(needed)} of memory, the most at {node}, but only {_show(available)} are available"
-        )
+    needed, place = estimated_bytes(model)
+    what = f"needs at least {show_bytes(needed)} of memory, the most at {place}"
+    if available is not None and needed > available:
+        raise ModelError(f"{what}, but only {show_bytes(available)} are available")
+    # Constants that the file holds are its user's own wish.
+    limits.require("memory", needed - CONSTANT_COPIES * constant_bytes(model), what)
 
 
 def estimated_bytes(model: onnx.ModelProto) -> tuple[int, str]:
     """Bytes needed, and the place where the activations need most."""
+    most, place = activation_bytes(model)
+    return CONSTANT_COPIES * constant_bytes(model) + most, place
+
+
+def constant_bytes(model: onnx.ModelProto) -> int:
+    """What the initialisers take."""
+    return sum(math.prod(tensor.dims) * item_size(tensor.data_type) for tensor in model.graph.initializer)
+
+
+def activation_bytes(model: onnx.ModelProto) -> tuple[int, str]:
+    """What activations that are alive together take where that is most, and the place."""
     graph = model.graph
     sizes = {name: tensor_bytes(type_proto) or 0 for name, type_proto in tensor_types(graph).items()}
-    constants = sum(math.prod(tensor.dims) * item_size(tensor.data_type) for tensor in graph.initializer)
     last_use: dict[str, int] = {}
     for index, node in enumerate(graph.node):
         last_use.update(dict.fromkeys((name for name in (*node.input, *node.output) if name in sizes), index))
@@ -47,13 +59,13 @@ def estimated_bytes(model: onnx.ModelProto) -> tuple[int, str]:
     for name, index in last_use.items():
         ends.setdefault(index, []).append(name)
     alive = sum(sizes[info.name] for info in graph.input if info.name in sizes)
-    most, place = alive, "the graph's inputs"
+    most, place = alive, None
     for index, node in enumerate(graph.node):
         alive += sum(sizes.get(name, 0) for name in node.output)
         if alive > most:
-            most, place = alive, describe_node(node)
+            most, place = alive, node
         alive -= sum(sizes.get(name, 0) for name in ends.get(index, []))
-    return CONSTANT_COPIES * constants + most, place
+    return most, "the graph's inputs" if place is None else describe_node(place)
 
 
 def available_bytes() -> int | None:
@@ -82,7 +94,3 @@ def _cgroup_left() -> int | None:
     except OSError:
         return None
     return max(int(limit) - int(current), 0) if limit.isdigit() and current.isdigit() else None
-
-
-def _show(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

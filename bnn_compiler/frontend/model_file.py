@@ -16,11 +16,12 @@ from google.protobuf.message import DecodeError, EncodeError, Message  # type: i
 from onnx import GraphProto, TensorProto
 
 from bnn_compiler.errors import ModelError
+from bnn_compiler.limits import DEFAULT_LIMITS, Limits
 from bnn_compiler.plain_text import plain
 from bnn_compiler.regular_file import shown
 
 from .external_data import read_external_data
-from .onnx_graph import FEW_BIT_TYPES, MAX_RANK, TENSOR_DTYPES, dtype_name, item_size, subgraphs
+from .onnx_graph import FEW_BIT_TYPES, MAX_RANK, TENSOR_DTYPES, describe_node, dtype_name, item_size, subgraphs
 
 PROTOBUF_LIMIT = 2**31 - 1
 """Largest serialised message; ONNX's checker and shape inference pass the model through one."""
@@ -36,6 +37,21 @@ _TYPED_FIELDS: dict[int, str] = {
     TensorProto.UINT64: "uint64_data",
 }
 
+_FREE_TEXTS = frozenset(
+    f"onnx.{kind}"
+    for kind in (
+        "AttributeProto.doc_string",
+        "FunctionProto.doc_string",
+        "GraphProto.doc_string",
+        "ModelProto.doc_string",
+        "NodeProto.doc_string",
+        "StringStringEntryProto.value",
+        "TensorProto.doc_string",
+        "ValueInfoProto.doc_string",
+    )
+)
+"""Texts that are no names, and that nothing behind this module reads."""
+
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 
@@ -48,11 +64,12 @@ def source_name(source: Source) -> str:
     return "model"
 
 
-def load_model(source: Source) -> onnx.ModelProto:
+def load_model(source: Source, limits: Limits = DEFAULT_LIMITS) -> onnx.ModelProto:
     """A private copy of the model, with external data read in and every tensor's size proved.
 
     Raises:
-        ModelError: unreadable, not an ONNX model, larger than 2 GiB, or a tensor's data does not fit its shape.
+        ModelError: unreadable, not an ONNX model, larger than 2 GiB or than ``limits``, or a tensor's data does not fit
+            its shape.
     """
     directory: Path | None = None
     if isinstance(source, onnx.ModelProto):
@@ -63,10 +80,10 @@ def load_model(source: Source) -> onnx.ModelProto:
         path = Path(source)
         directory = path.parent
         model = _parse(_read(path))
-    _check_texts(model)
+    _check_texts(model, limits)
     if not model.HasField("graph"):
         raise ModelError("not an ONNX model: it holds no graph")
-    _check_nesting(model)
+    _check_counts(model, limits)
     for tensor in _tensors(model):
         _complete_tensor(tensor, directory)
     if model.ByteSize() > PROTOBUF_LIMIT:
@@ -123,27 +140,49 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
         raise ModelError(f"the model in memory cannot be serialised: {error}") from error
 
 
-def _check_texts(message: Message) -> None:
-    """Every text is UTF-8. Protobuf gives other texts as ``bytes``, which no code behind this one expects."""
+def _check_texts(message: Message, limits: Limits) -> None:
+    """Every text is UTF-8, and no name is longer than any name in use.
+
+    Protobuf gives other texts as ``bytes``, which no code behind this one expects. Names are compared, joined and
+    copied, so that a long one takes its size many times.
+    """
     for field, value in message.ListFields():
         repeated = isinstance(value, Sequence) and not isinstance(value, str | bytes)
         for item in value if repeated else (value,):
             if isinstance(item, Message):
-                _check_texts(item)
+                _check_texts(item, limits)
             elif field.type != field.TYPE_STRING:
                 break
             elif isinstance(item, bytes):
                 raise ModelError(f"damaged: the field {field.full_name} holds {item[:20]!r}, which is not UTF-8")
+            elif len(item) > limits.name and field.full_name not in _FREE_TEXTS:
+                what = f"the field {field.full_name} holds a name of {len(item)} characters, {item[:20]!r} …"
+                limits.require("name", len(item), what)
 
 
-def _check_nesting(model: onnx.ModelProto) -> None:
-    level: list[GraphProto] = [model.graph]
+def _check_counts(model: onnx.ModelProto, limits: Limits) -> None:
+    """Before anything looks at each of them, and before anything is called in itself for graphs in graphs."""
+    graph = model.graph
+    limits.require("constants", len(graph.initializer), f"the graph has {len(graph.initializer)} initializers")
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = sum(info.name not in constants for info in graph.input)
+    limits.require("inputs", inputs, f"the graph has {inputs} inputs")
+    limits.require("outputs", len(graph.output), f"the graph has {len(graph.output)} outputs")
+    nodes = 0
+    level: list[GraphProto] = [graph]
     level.extend(GraphProto(node=function.node) for function in model.functions)
     for _ in range(MAX_SUBGRAPH_DEPTH + 1):
-        level = [inner for graph in level for node in graph.node for inner in subgraphs(node)]
+        for node in (node for inner in level for node in inner.node):
+            operands = max(len(node.input), len(node.output))
+            if operands > limits.operands:
+                limits.require("operands", operands, f"{describe_node(node)} has {operands} inputs or outputs")
+        nodes += sum(len(inner.node) for inner in level)
+        level = [inner for outer in level for node in outer.node for inner in subgraphs(node)]
         if not level:
-            return
-    raise ModelError(f"graphs are nested deeper than {MAX_SUBGRAPH_DEPTH} levels")
+            break
+    else:
+        raise ModelError(f"graphs are nested deeper than {MAX_SUBGRAPH_DEPTH} levels")
+    limits.require("nodes", nodes, f"the file holds {nodes} nodes", limits.file_nodes)
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:

@@ -27,7 +27,7 @@ from onnx import NodeProto, TypeProto, helper, numpy_helper
 from bnn_compiler.errors import ModelError, UnsupportedOperatorError
 
 from .onnx_graph import describe_node, integer_attribute, integers_attribute, static_shape, text_attribute
-from .shape_inference import type_before
+from .shape_inference import TypesBefore
 
 _POOLS = frozenset({"MaxPool", "AveragePool", "LpPool"})
 _COUNTS_GIVEN_PADS_ALONE = 19
@@ -45,13 +45,14 @@ def make_pool_windows_explicit(model: onnx.ModelProto, opset: int) -> int:
         ModelError: ``auto_pad`` has an unknown value, or shapes in front of a pool contradict each other.
         UnsupportedOperatorError: a window needs more padding behind the image than ONNX Runtime takes.
     """
+    types = TypesBefore(model)
     rewritten = 0
     index = 0
     while index < len(model.graph.node):
         node = model.graph.node[index]
         if node.op_type in _POOLS and _is_special(node):
             nodes = len(model.graph.node)
-            rewritten += _rewrite(model, index, type_before(model, index, node.input[0]), opset)
+            rewritten += _rewrite(model, index, types.of(index, node.input[0]), opset)
             index += len(model.graph.node) - nodes
         index += 1
     return rewritten

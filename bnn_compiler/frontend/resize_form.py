@@ -26,6 +26,9 @@ from .resize_coordinates import COORDINATE_MODES, CROP, LEGACY, NEAREST_MODES, R
 
 _Array = npt.NDArray[Any]
 
+LONGEST_AXIS = 2**31
+"""Elements of a resized axis that anything could compute."""
+
 DTYPES = frozenset({"float32", "int8", "uint8", "int32"})
 """Element types that ONNX Runtime resizes on CPUs (and float16, which is float32 by now)."""
 
@@ -180,6 +183,8 @@ class _Reader:
             length = shape[axis]
             if by_scale:
                 scale = np.float32(number)
+                if not np.isfinite(scale) or abs(scale * np.float32(length)) > LONGEST_AXIS:
+                    self.refuse(f"scales an axis of {length} elements by {scale:g}, which leaves no length to compute")
                 found[axis] = (int(np.floor(scale * np.float32(length))), scale)
             else:
                 found[axis] = (int(number), np.float32(number) / np.float32(length) if length else np.float32(1))
@@ -194,6 +199,8 @@ class _Reader:
         if any(axis < 0 for axis in self.attributes.get("axes", ())):
             self.refuse("counts axes from the end and has a keep_aspect_ratio_policy: ONNX Runtime ignores those axes")
         scale = (min if policy == "not_larger" else max)(found[axis][1] for axis in chosen)
+        if any(scale * np.float32(shape[axis]) > LONGEST_AXIS for axis in chosen):
+            self.refuse(f"scales its axes by {scale:g}, which leaves no length to compute")
         for axis in chosen:
             # Halves go away from zero; lengths are positive.
             found[axis] = (int(np.floor(np.float64(scale * np.float32(shape[axis])) + 0.5)), scale)

@@ -3,7 +3,7 @@
 ``OneHot(i, depth, [off, on])``
     on where i, or i plus depth, is the position along the new axis, else off.
 ``EyeLike(x)``
-    A constant: only the shape of x counts.
+    Rows compared with columns, a constant: only the shape of x counts.
 ``Compress(x, c)``
     ``Gather`` with the positions where c holds, which must be constants: they decide about the shape.
 ``TensorScatter(past, update, w)``
@@ -53,8 +53,12 @@ def _lower_eye_like(node: NodeProto, emit: NodeEmitter) -> str | None:
     if shape is None or len(shape) != 2:
         return "its input is no matrix of known shape"
     element_type = integer_attribute(node, "dtype", emit.element_type_of(node.input[0]))
-    eye = np.eye(*shape, k=integer_attribute(node, "k", 0))
-    emit.result("Identity", emit.constant(eye, onnx.helper.tensor_dtype_to_np_dtype(element_type)))
+    rows, columns = shape
+    shift = min(max(integer_attribute(node, "k", 0), -rows), columns)
+    # Compared, and not a constant: whether one of this size is made is for the folding of constants to decide.
+    diagonal = emit.constant(np.arange(shift, rows + shift).reshape(-1, 1), np.int64)
+    hit = emit("Equal", diagonal, emit.constant(np.arange(columns).reshape(1, -1), np.int64))
+    emit.result("Cast", hit, to=element_type)
     return None
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx
 
 from bnn_compiler.errors import ModelError, UnsupportedOperatorError
 
-from .onnx_graph import ONNX_DOMAINS, TENSOR_DTYPES, describe_node, dtype_name, static_shape, tensor_types
+from .onnx_graph import ONNX_DOMAINS, TENSOR_DTYPES, describe_node, dtype_name, names_read, static_shape, tensor_types
 from .resize_shapes import resizes, stand_in_resizes
 
 _NOISE = re.compile(r"\[(Shape|Type)InferenceError\] |Inference error\(s\): ")
@@ -51,19 +51,50 @@ def infer_shapes(model: onnx.ModelProto) -> None:
         output.CopyFrom(typed)
 
 
-def type_before(model: onnx.ModelProto, index: int, name: str) -> onnx.TypeProto | None:
-    """The type of a tensor as far as it follows from the nodes before ``index``.
+class TypesBefore:
+    """The types of tensors as far as they follow from the nodes before one, asked for nodes in order.
 
-    Raises:
-        ModelError: those nodes disagree about shapes or types.
+    Each node is inferred once, so that asking for all of them takes as long as asking for the last.
     """
-    known = _types_given(model.graph)
-    if name in known:
-        return known[name]
-    skeleton = _skeleton(model)
-    del skeleton.graph.node[index:]
-    del skeleton.graph.output[:]
-    return next((info.type for info in _inferred(skeleton).graph.value_info if info.name == name), None)
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        """Nothing is inferred yet. Nodes that were not asked about may change, and others be inserted."""
+        self._model = model
+        self._known = {info.name: info.type for info in model.graph.input}
+        self._constants: dict[str, onnx.TensorProto] = {}
+        self._values: dict[str, onnx.NodeProto] = {}
+        self._inferred = 0
+
+    def of(self, index: int, name: str) -> onnx.TypeProto | None:
+        """The type of a tensor that a node before ``index`` gives.
+
+        Raises:
+            ModelError: those nodes disagree about shapes or types.
+        """
+        graph = self._model.graph
+        for tensor in graph.initializer[len(self._constants) :]:
+            self._constants[tensor.name] = tensor
+        nodes = graph.node[self._inferred : index]
+        self._inferred = index
+        if nodes:
+            inferred = _inferred(self._part(nodes))
+            self._known.update((info.name, info.type) for info in inferred.graph.value_info)
+            self._values.update((node.output[0], node) for node in nodes if node.op_type == "Constant")
+        if name in self._constants:
+            return _type_of(self._constants[name])
+        return self._known.get(name)
+
+    def _part(self, nodes: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
+        """A model of ``nodes`` alone, which reads what is known in front of them."""
+        read = sorted({name for node in nodes for name in names_read(node)})
+        values = [self._values[name] for name in read if name in self._values]
+        graph = onnx.GraphProto(name="part", node=[*values, *nodes])
+        for name in read:
+            if name in self._constants:
+                _add_constant(graph, self._constants[name])
+            elif name in self._known and name not in self._values:
+                graph.input.append(onnx.ValueInfoProto(name=name, type=self._known[name]))
+        return onnx.ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import, graph=graph)
 
 
 def _inferred(skeleton: onnx.ModelProto) -> onnx.ModelProto:
@@ -98,9 +129,11 @@ def _without_output_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 def _types_given(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
     """The types of inputs and constants: of an output among them, inference finds no shape."""
     known = {info.name: info.type for info in graph.input}
-    return known | {
-        tensor.name: onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims) for tensor in graph.initializer
-    }
+    return known | {tensor.name: _type_of(tensor) for tensor in graph.initializer}
+
+
+def _type_of(tensor: onnx.TensorProto) -> onnx.TypeProto:
+    return onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
 
 
 def _check_passed_on(graph: onnx.GraphProto, known: Mapping[str, onnx.TypeProto]) -> None:
@@ -132,11 +165,16 @@ def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
         name=model.graph.name, node=model.graph.node, input=model.graph.input, output=model.graph.output
     )
     for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) <= SMALL_CONSTANT:
-            graph.initializer.append(tensor)
-        else:
-            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        _add_constant(graph, tensor)
     return onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, graph=graph)
+
+
+def _add_constant(graph: onnx.GraphProto, tensor: onnx.TensorProto) -> None:
+    """A constant with its value where that can decide about a shape, else as an input."""
+    if math.prod(tensor.dims) <= SMALL_CONSTANT:
+        graph.initializer.append(tensor)
+    else:
+        graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
 
 
 def require_compiled_types(model: onnx.ModelProto) -> None:

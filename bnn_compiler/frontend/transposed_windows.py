@@ -19,7 +19,7 @@ from onnx import NodeProto
 from bnn_compiler.errors import ModelError
 
 from .onnx_graph import attribute_value, describe_node, integers_attribute, static_shape, text_attribute
-from .shape_inference import type_before
+from .shape_inference import TypesBefore
 
 _Shape = tuple[int, ...]
 _REPLACED = frozenset({"auto_pad", "output_shape", "output_padding", "pads"})
@@ -33,12 +33,13 @@ def make_crops_explicit(model: onnx.ModelProto) -> int:
     Raises:
         ModelError: ``auto_pad`` has an unknown value, or an attribute does not fit the operands.
     """
+    types = TypesBefore(model)
     rewritten = 0
     for index, node in enumerate(model.graph.node):
         special = text_attribute(node, "auto_pad", "NOTSET") != "NOTSET" or attribute_value(node, "output_shape")
         if node.op_type != "ConvTranspose" or not special:
             continue
-        kinds = [type_before(model, index, name) for name in node.input[:2]]
+        kinds = [types.of(index, name) for name in node.input[:2]]
         data, weight = (None if kind is None else static_shape(kind) for kind in kinds)
         if data is not None and weight is not None and 2 < len(data) == len(weight):
             _rewrite(node, data, weight)

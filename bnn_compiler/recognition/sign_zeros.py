@@ -73,6 +73,7 @@ def decide_sign_zeros(
     kept: set[Var] = set()
     analysis = ValueSetAnalysis(bindings, functions, plus, kept)
     order = {variable: index for index, variable in enumerate(bindings)}
+    signs_of = _signs_by_operand(bindings)
     decided: dict[Var, Decision] = {}
     for call in bindings.values():
         if not isinstance(call, Call) or op_name(call) not in PRODUCTS:
@@ -82,7 +83,7 @@ def decide_sign_zeros(
         while activation is not None and (found := _undecided(activation, analysis, decided)):
             first = min(found, key=order.__getitem__)
             # All signs of one tensor: a reference, too, can only be told of the tensor.
-            signs = _signs_of(bindings, first)
+            signs = signs_of[bindings[first].args[0]]
             for sign in signs:
                 decided[sign] = _decide(sign, analysis, sign_zero, keeps, checked)
             found_common = analysis.mixtures.of(decided[first].data).may_hold_zero
@@ -92,15 +93,17 @@ def decide_sign_zeros(
                 kept.update(signs)
             else:
                 continue
-            start = min(order[sign] for sign in signs)
-            analysis.forget({later for later, index in order.items() if index >= start})
+            analysis.forget_from(min(signs, key=order.__getitem__))
     return [decided[sign] for sign in sorted(decided, key=order.__getitem__)]
 
 
-def _signs_of(bindings: Mapping[Var, relax.Expr], sign: Var) -> list[Var]:
-    """The results of ``Sign`` of the tensor whose sign is ``sign``."""
-    calls = {v: d for v, d in bindings.items() if isinstance(d, Call) and op_name(d) == "relax.sign"}
-    return [other for other, call in calls.items() if call.args[0].same_as(calls[sign].args[0])]
+def _signs_by_operand(bindings: Mapping[Var, relax.Expr]) -> dict[relax.Expr, list[Var]]:
+    """The results of ``Sign`` of each tensor."""
+    signs: dict[relax.Expr, list[Var]] = {}
+    for variable, call in bindings.items():
+        if isinstance(call, Call) and op_name(call) == "relax.sign":
+            signs.setdefault(call.args[0], []).append(variable)
+    return signs
 
 
 def signs_behind(activation: relax.Expr, analysis: ValueSetAnalysis) -> list[Var]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Set as AbstractSet
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -36,10 +35,9 @@ class ValueBounds:
         self._analysis = analysis
         self._known: dict[Var, Interval] = {}
 
-    def forget(self, variables: AbstractSet[Var]) -> None:
-        """Drop what is known of ``variables``."""
-        for variable in variables:
-            self._known.pop(variable, None)
+    def forget(self, variable: Var) -> None:
+        """Drop what is known of ``variable``."""
+        self._known.pop(variable, None)
 
     def of(self, expr: relax.Expr, depth: int = 0) -> Interval:
         """An interval that every element of ``expr`` lies in; unbounded where nothing is known."""

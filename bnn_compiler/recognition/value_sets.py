@@ -7,6 +7,7 @@ function of one base (a max-pool or a concatenation of signs), its plain set of 
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -91,6 +92,9 @@ class ValueSetAnalysis:
         self.bounds = ValueBounds(self)
         self.mixtures = MixtureAnalysis(self)
         self._known: dict[Var, ValueSet | None] = {}
+        # Where variables are defined, and those that are known, by that, the last one first.
+        self._position = {variable: index for index, variable in enumerate(bindings)}
+        self._latest: list[tuple[int, int, Var]] = []
         # The tensors that are compared in the element-wise chain above a variable (``residue``).
         self.compared: dict[Var, tuple[Var, ...]] = {}
         self._regions: dict[tuple[Var, Interval, bool], RegionValues] = {}
@@ -108,6 +112,7 @@ class ValueSetAnalysis:
             if not waiting:
                 pending.pop()
                 if current not in self._known:
+                    heapq.heappush(self._latest, (-self._position.get(current, -1), id(current), current))
                     self._known[current] = None  # SSA has no cycles; the entry bounds the recursion all the same
                     self._known[current] = self._of_variable(current)
         return self._known[expr]
@@ -147,12 +152,14 @@ class ValueSetAnalysis:
                 known = ValueSet.of_steps(residue)
         return known
 
-    def forget(self, variables: AbstractSet[Var]) -> None:
-        """Drop what is known of ``variables``: a ``Sign`` that they are made from was decided."""
-        for variable in variables:
-            self._known.pop(variable, None)
-            self.compared.pop(variable, None)
-        self.bounds.forget(variables)
+    def forget_from(self, variable: Var) -> None:
+        """Drop what is known of ``variable`` and of all that is defined after it: a ``Sign`` was decided there."""
+        first = self._position[variable]
+        while self._latest and -self._latest[0][0] >= first:
+            later = heapq.heappop(self._latest)[2]
+            self._known.pop(later, None)
+            self.compared.pop(later, None)
+            self.bounds.forget(later)
         self._regions.clear()
         self.mixtures.forget()
 

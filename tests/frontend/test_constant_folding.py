@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -7,6 +10,8 @@ from onnx import TensorProto, helper
 
 from bnn_compiler.errors import ModelError, UnsupportedOperatorError
 from bnn_compiler.frontend import constant_folding, import_onnx
+from bnn_compiler.frontend.constant_folding import FOLDED_PER_STORED, FREE_SHARE
+from bnn_compiler.limits import Limits
 
 from .onnx_text import constants, operators, parse, random_feeds, run_onnx
 
@@ -116,7 +121,8 @@ def test_a_huge_sparse_tensor_is_not_expanded() -> None:
 def test_what_is_random_or_huge_is_not_folded() -> None:
     text = """g (float[1,2] x) => (float[1,2] y) <float[1,1] c = {1}, int64[2] times = {30000, 40000}> {
         t = Tile(c, times) m = ReduceMax(t) y = Add(x, m) }"""
-    assert operators(import_onnx(parse(text)).onnx_model) == ["Tile", "ReduceMax", "Add"]
+    limits = Limits(memory=16 << 30)
+    assert operators(import_onnx(parse(text), limits=limits).onnx_model) == ["Tile", "ReduceMax", "Add"]
 
 
 def test_a_product_of_large_constants_is_not_folded() -> None:
@@ -125,17 +131,40 @@ def test_a_product_of_large_constants_is_not_folded() -> None:
     assert operators(import_onnx(parse(text)).onnx_model) == ["MatMul", "ReduceMax", "Add"]
 
 
-def test_all_results_of_a_pass_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_results_of_a_pass_together_are_bounded() -> None:
     tiles = " ".join(f"t{i} = Tile(c, times) m{i} = ReduceMax<keepdims = 0>(t{i})" for i in range(3))
     text = f"""g (float[1] x) => (float[1] y) <float[1,1] c = {{1}}, int64[2] times = {{10, 10}}> {{
         {tiles} s0 = Add(x, m0) s1 = Add(s0, m1) y = Add(s1, m2) }}"""
     model = import_onnx(parse(text)).onnx_model
     assert operators(model) == ["Add"] * 3
-    # Of 400 bytes each, one fits into a pass, and is dropped once its maximum is known.
-    monkeypatch.setattr(constant_folding, "MAX_FOLDED_BYTES", 500)
-    assert operators(import_onnx(parse(text)).onnx_model) == ["Add"] * 3
-    monkeypatch.setattr(constant_folding, "MAX_FOLDED_BYTES", 399)
-    assert operators(import_onnx(parse(text)).onnx_model).count("Tile") == 3
+    # Of 400 bytes each, one fits into a pass, and is dropped once its maximum is known. The file stores 20 bytes.
+    enough = 400 - FOLDED_PER_STORED * 20
+    fits, does_not = Limits(memory=enough * FREE_SHARE), Limits(memory=enough * FREE_SHARE - 1)
+    assert operators(import_onnx(parse(text), limits=fits).onnx_model) == ["Add"] * 3
+    assert operators(import_onnx(parse(text), limits=does_not).onnx_model).count("Tile") == 3
+
+
+def test_many_nodes_are_evaluated_though_some_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are found among the others, once; what reads them stays, and all else is folded."""
+    tried: list[int] = []
+    evaluate = constant_folding.evaluate_nodes
+
+    def without_divisions(
+        model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], known: Mapping[str, onnx.TensorProto]
+    ) -> Any:
+        tried.append(len(nodes))
+        return None if any(node.op_type == "Div" for node in nodes) else evaluate(model, nodes, known)
+
+    monkeypatch.setattr(constant_folding, "evaluate_nodes", without_divisions)
+    operations = ["Div" if i in (3, 77, 78) else "Add" for i in range(90)]
+    parts = " ".join(f"n{i} = {operation}(a, a) m{i} = Neg(n{i})" for i, operation in enumerate(operations))
+    joined = ", ".join(f"m{i}" for i in range(90))
+    text = f"""g (float[2] x) => (float[2] y) <float[2] a = {{1, 2}}> {{
+        {parts} c = Concat<axis = 0>({joined}) r = ReduceMax(c) y = Add(x, r) }}"""
+    left = import_onnx(parse(text)).onnx_model
+    assert operators(left) == ["Div", "Neg"] * 3 + ["Concat", "ReduceMax", "Add"]
+    np.testing.assert_array_equal(constants(left)["m4"], [-2, -4])
+    assert len(tried) < 60
 
 
 def test_half_precision_weights_that_are_cast() -> None:
