@@ -13,11 +13,12 @@ from typing import Any
 
 import tvm_ffi
 from tvm import tirx
-from tvm.ir import Range, TensorLoad, Var
+from tvm.ir import Call, Range, TensorLoad, Var
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.s_tir.schedule import ScheduleError
 from tvm.sym import Analyzer, detect_linear_equation
 
+from .float_shared_values import compute_once, count_reads, read_once
 from .float_tile import EPILOGUE_ATTR
 
 Block = Any
@@ -25,8 +26,9 @@ Block = Any
 # Annotation of a loop to be cut into vectors of that many lanes.
 _VECTORIZE_ATTR = "bnnc.vectorize"
 _SPATIAL = tirx.IterVar.DataPar
-_LARGEST_EXPRESSION = 4096
-"""Nodes. TVM's simplifier takes milliseconds for so many, and seconds for a hundred thousand."""
+_LARGEST_REPEATED = 128
+"""Nodes, indices included, of what is computed in several places rather than stored: a few operations in two of them."""
+_SINGLE_INSTRUCTIONS = ("tirx.call_llvm_pure_intrin", "tirx.fabs", "tirx.if_then_else", "tirx.reinterpret")
 
 
 def schedule_elementwise(function: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
@@ -47,53 +49,63 @@ def schedule_elementwise(function: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
         else:
             _schedule_block(schedule, block, lanes)
     scheduled = schedule.mod["main"]
-    return scheduled.with_body(tvm_ffi.structural_map(scheduled.body, (tirx.For, _cut_vectors)))
+    return scheduled.with_body(compute_once(tvm_ffi.structural_map(scheduled.body, (tirx.For, _cut_vectors))))
 
 
 def _inline(schedule: Schedule) -> None:
     """Remove every intermediate that only elementwise work needs.
 
-    First each producer is substituted into its consumers; then consumers of a kernel's epilogue block move into it.
-    A block that cannot be inlined (a reduction, a result) stays, and so does an epilogue: it reads scratch that the
-    next iteration overwrites. So does one whose consumers would grow beyond ``_LARGEST_EXPRESSION``: one that reads
-    its operand twice holds it twice, and a row of those doubles at each.
+    First each producer is substituted into its consumers, readers before what they read, so that all reads of a value
+    have met in one expression by the time it comes there; then consumers of a kernel's epilogue block move into it.
+    Consumers name what they read twice (``read_once``): the value is there once. A block that cannot be inlined (a
+    reduction, a result) stays, and so does an epilogue: it reads scratch that the next iteration overwrites. So does
+    one that would be computed several times, by several consumers, unless that costs less than to store and load it.
     """
     blocks = _blocks(schedule)
     epilogues = [block for block in blocks if _is_epilogue(schedule, block)]
-    for block in blocks:
-        if not _is_epilogue(schedule, block) and _size_if_inlined(schedule, block) <= _LARGEST_EXPRESSION:
+    for block in reversed(blocks):
+        if not _is_epilogue(schedule, block) and _is_worth_inlining(schedule, block):
             _attempt(schedule.compute_inline, block)
     for epilogue in epilogues:
         while consumers := schedule.get_consumers(epilogue):
             if len(consumers) > 1 or not _same_elements(schedule, epilogue, consumers[0]):
                 break
+            _read_once(schedule, epilogue, consumers[0])
             if not _attempt(schedule.reverse_compute_inline, consumers[0]):
                 break
 
 
-def _size_if_inlined(schedule: Schedule, producer: Block) -> int:
-    """Expressions in the largest consumer of ``producer`` once each of its reads there is what the producer stores."""
-    stored = schedule.get(producer)
-    buffers = [write.source for write in stored.writes]
-    size, largest = _count_expressions(stored.body, ())[0], 0
-    for consumer in schedule.get_consumers(producer):
-        own, reads = _count_expressions(schedule.get(consumer).body, buffers)
-        largest = max(largest, own + reads * size)
-    return largest
+def _is_worth_inlining(schedule: Schedule, producer: Block) -> bool:
+    """Whether ``producer`` would be in one place, or is cheap; its consumers name what they read of it."""
+    consumers = schedule.get_consumers(producer)
+    reads = sum(_read_once(schedule, producer, consumer) for consumer in consumers)
+    return reads <= 1 or _cost(schedule.get(producer).body) * reads <= _LARGEST_REPEATED
 
 
-def _count_expressions(body: Any, buffers: Sequence[Any]) -> tuple[int, int]:
-    """Nodes of a statement, and how many of them read one of ``buffers``."""
-    count = reads = 0
+def _read_once(schedule: Schedule, producer: Block, consumer: Block) -> int:
+    """Name what ``consumer`` reads of ``producer`` several times; the number of its reads afterwards."""
+    (buffer, *others) = (write.source for write in schedule.get(producer).writes)
+    block = schedule.get(consumer)
+    named = read_once(block, buffer)
+    if not named.same_as(block):
+        schedule.state.replace(schedule.get_sref(consumer), named, {block: named})
+    return sum(count_reads(schedule.get(consumer).body, written) for written in (buffer, *others))
+
+
+def _cost(body: Any) -> int:
+    """Operations in a statement: nodes, and for a function such as exp more than any that is computed twice."""
+    count = 0
 
     def visit(node: Any) -> None:
-        nonlocal count, reads
-        count += 1
-        if isinstance(node, TensorLoad) and any(node.source.same_as(buffer) for buffer in buffers):
-            reads += 1
+        nonlocal count
+        count += _LARGEST_REPEATED if isinstance(node, Call) and _is_function(node) else 1
 
     tvm_ffi.structural_walk(body, visit)
-    return count, reads
+    return count
+
+
+def _is_function(call: Call) -> bool:
+    return str(getattr(call.op, "name", "")) not in _SINGLE_INSTRUCTIONS
 
 
 def _same_elements(schedule: Schedule, producer: Block, consumer: Block) -> bool:
