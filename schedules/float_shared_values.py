@@ -26,6 +26,7 @@ Expr = Any
 Statement = Any
 
 _LANE = "int64"
+_TRUTH = "int8"
 
 
 def read_once(block: SBlock, buffer: Any) -> SBlock:
@@ -35,7 +36,7 @@ def read_once(block: SBlock, buffer: Any) -> SBlock:
     reads is read in that branch: elsewhere the element may not exist.
     """
     store = block.body
-    if not isinstance(store, tirx.BufferStore) or any(_reads(index, buffer) for index in _indices(store.value)):
+    if not isinstance(store, tirx.BufferStore) or any(reads_of(index, buffer) for index in _indices(store.value)):
         return block
     value = tvm_ffi.structural_map(store.value, (Call, lambda call: _name_in_branches(call, buffer)))
     value = _name_repeated(value, buffer)
@@ -48,9 +49,16 @@ def read_once(block: SBlock, buffer: Any) -> SBlock:
     )  # fmt: skip
 
 
-def count_reads(body: Statement, buffer: Any) -> int:
-    """How many expressions of ``body`` read ``buffer``."""
-    return len(_reads(body, buffer))
+def reads_of(body: Any, buffer: Any) -> list[TensorLoad]:
+    """The loads of ``buffer`` in a statement or an expression."""
+    found: list[TensorLoad] = []
+
+    def visit(load: TensorLoad) -> None:
+        if load.source.same_as(buffer):
+            found.append(load)
+
+    tvm_ffi.structural_walk(body, (TensorLoad, visit))
+    return found
 
 
 def compute_once(body: Statement) -> Statement:
@@ -65,17 +73,6 @@ def _indices(value: Expr) -> list[Expr]:
     return found
 
 
-def _reads(body: Any, buffer: Any) -> list[TensorLoad]:
-    found: list[TensorLoad] = []
-
-    def visit(load: TensorLoad) -> None:
-        if load.source.same_as(buffer):
-            found.append(load)
-
-    tvm_ffi.structural_walk(body, (TensorLoad, visit))
-    return found
-
-
 def _name_in_branches(call: Call, buffer: Any) -> Call:
     if not _is_condition(call):
         return call
@@ -87,7 +84,7 @@ def _name_in_branches(call: Call, buffer: Any) -> Call:
 
 def _name_repeated(value: Expr, buffer: Any) -> Expr:
     """A name for each element of ``buffer`` that ``value`` reads in any case, and more than once."""
-    reads = _reads(value, buffer)
+    reads = reads_of(value, buffer)
     if len(reads) < 2:
         return value
     for load in _distinct(_unconditional_reads(value, buffer)):
@@ -191,6 +188,9 @@ class _Registers:
     def _keep(self, value: Expr) -> Expr:
         """A load of the register that holds ``value`` from here on."""
         dtype = str(value.ty.dtype)
+        if dtype == "bool":
+            # TVM loads vectors of them as bytes, and computes with them as bits.
+            return self._keep(tirx.Cast(_TRUTH, value)) != tirx.const(0, _TRUTH)
         register = tirx.decl_buffer((self._size,), dtype, f"shared_{len(self.allocations)}", layout=None)
         self.allocations.append(tirx.AllocBuffer(register))
         # LLVM sees through the register, and would contract a product in it and a sum that reads it.
