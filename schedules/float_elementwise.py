@@ -7,17 +7,17 @@ before: the elements in common are computed twice, to the same result.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import tvm_ffi
 from tvm import tirx
-from tvm.ir import Range, TensorLoad, Var
+from tvm.ir import Var
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
-from tvm.s_tir.schedule import ScheduleError
-from tvm.sym import Analyzer, detect_linear_equation
+from tvm.sym import detect_linear_equation
 
+from .float_inlining import blocks_of, inline_elementwise, is_epilogue, simplify_accesses
+from .float_shared_values import compute_once
 from .float_tile import EPILOGUE_ATTR
 
 Block = Any
@@ -25,18 +25,16 @@ Block = Any
 # Annotation of a loop to be cut into vectors of that many lanes.
 _VECTORIZE_ATTR = "bnnc.vectorize"
 _SPATIAL = tirx.IterVar.DataPar
-_LARGEST_EXPRESSION = 4096
-"""Nodes. TVM's simplifier takes milliseconds for so many, and seconds for a hundred thousand."""
 
 
 def schedule_elementwise(function: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
     """Schedule a whole fused function whose blocks are elementwise work and kernels with an epilogue block."""
     schedule = Schedule(function)
-    _inline(schedule)
+    inline_elementwise(schedule)
     inlined = schedule.mod["main"]
-    schedule = Schedule(inlined.with_body(tvm_ffi.structural_map(inlined.body, (SBlock, _simplify_accesses))))
-    for block in _blocks(schedule):
-        if _is_epilogue(schedule, block):
+    schedule = Schedule(inlined.with_body(tvm_ffi.structural_map(inlined.body, (SBlock, simplify_accesses))))
+    for block in blocks_of(schedule):
+        if is_epilogue(schedule, block):
             schedule.unannotate(block, EPILOGUE_ATTR)
             loops, axes = schedule.get_loops(block), schedule.get(block).iter_vars
             # A loop with more in it than the store is the kernel's own. A result of one column is no vector, though
@@ -47,92 +45,7 @@ def schedule_elementwise(function: tirx.PrimFunc, lanes: int) -> tirx.PrimFunc:
         else:
             _schedule_block(schedule, block, lanes)
     scheduled = schedule.mod["main"]
-    return scheduled.with_body(tvm_ffi.structural_map(scheduled.body, (tirx.For, _cut_vectors)))
-
-
-def _inline(schedule: Schedule) -> None:
-    """Remove every intermediate that only elementwise work needs.
-
-    First each producer is substituted into its consumers; then consumers of a kernel's epilogue block move into it.
-    A block that cannot be inlined (a reduction, a result) stays, and so does an epilogue: it reads scratch that the
-    next iteration overwrites. So does one whose consumers would grow beyond ``_LARGEST_EXPRESSION``: one that reads
-    its operand twice holds it twice, and a row of those doubles at each.
-    """
-    blocks = _blocks(schedule)
-    epilogues = [block for block in blocks if _is_epilogue(schedule, block)]
-    for block in blocks:
-        if not _is_epilogue(schedule, block) and _size_if_inlined(schedule, block) <= _LARGEST_EXPRESSION:
-            _attempt(schedule.compute_inline, block)
-    for epilogue in epilogues:
-        while consumers := schedule.get_consumers(epilogue):
-            if len(consumers) > 1 or not _same_elements(schedule, epilogue, consumers[0]):
-                break
-            if not _attempt(schedule.reverse_compute_inline, consumers[0]):
-                break
-
-
-def _size_if_inlined(schedule: Schedule, producer: Block) -> int:
-    """Expressions in the largest consumer of ``producer`` once each of its reads there is what the producer stores."""
-    stored = schedule.get(producer)
-    buffers = [write.source for write in stored.writes]
-    size, largest = _count_expressions(stored.body, ())[0], 0
-    for consumer in schedule.get_consumers(producer):
-        own, reads = _count_expressions(schedule.get(consumer).body, buffers)
-        largest = max(largest, own + reads * size)
-    return largest
-
-
-def _count_expressions(body: Any, buffers: Sequence[Any]) -> tuple[int, int]:
-    """Nodes of a statement, and how many of them read one of ``buffers``."""
-    count = reads = 0
-
-    def visit(node: Any) -> None:
-        nonlocal count, reads
-        count += 1
-        if isinstance(node, TensorLoad) and any(node.source.same_as(buffer) for buffer in buffers):
-            reads += 1
-
-    tvm_ffi.structural_walk(body, visit)
-    return count, reads
-
-
-def _same_elements(schedule: Schedule, producer: Block, consumer: Block) -> bool:
-    """Whether both write as many elements: TVM fails internally where a consumer broadcasts its producer."""
-    sizes = [
-        math.prod(int(extent) for write in schedule.get(block).writes for extent in write.source.shape)
-        for block in (producer, consumer)
-    ]
-    return sizes[0] == sizes[1]
-
-
-def _is_epilogue(schedule: Schedule, block: Block) -> bool:
-    return EPILOGUE_ATTR in schedule.get(block).annotations
-
-
-def _simplify_accesses(block: SBlock) -> SBlock:
-    """Indices as far as the ranges of the block's axes tell: what a reshape divides by the extent behind an axis is 0.
-
-    Numbers are left as they are: simplified, they would round otherwise.
-    """
-    if not isinstance(block.body, tirx.BufferStore) or any(axis.iter_type != _SPATIAL for axis in block.iter_vars):
-        return block
-    analyzer = Analyzer()
-    for axis in block.iter_vars:
-        analyzer.bind(axis.var, axis.dom)
-
-    def simplify_load(load: TensorLoad) -> TensorLoad:
-        return tirx.BufferLoad(load.source, [analyzer.simplify(index) for index in load.indices])
-
-    def simplify_region(access: Any) -> Any:
-        ranges = [Range.from_min_extent(analyzer.simplify(part.min), part.extent) for part in access.region]
-        return tirx.BufferRegion(access.source, ranges)
-
-    reads, writes = ([simplify_region(access) for access in accesses] for accesses in (block.reads, block.writes))
-    body = tvm_ffi.structural_map(block.body, (TensorLoad, simplify_load))
-    return SBlock(
-        block.iter_vars, reads, writes, block.name_hint, body, block.init, block.alloc_buffers, block.match_buffers,
-        block.annotations,
-    )  # fmt: skip
+    return scheduled.with_body(compute_once(tvm_ffi.structural_map(scheduled.body, (tirx.For, _cut_vectors))))
 
 
 def _schedule_block(schedule: Schedule, block: Block, lanes: int) -> None:
@@ -235,16 +148,3 @@ def _strides(access: Any, axes: Sequence[Any]) -> list[int | None] | None:
 def _stride(offset: Any, variable: Any) -> int | None:
     coefficients = detect_linear_equation(offset, [variable])
     return int(coefficients[0]) if coefficients and isinstance(coefficients[0], tirx.IntImm) else None
-
-
-def _blocks(schedule: Schedule) -> list[Block]:
-    return list(schedule.get_child_blocks(schedule.get_sblock("root")))
-
-
-def _attempt(primitive: Any, block: Block) -> bool:
-    """Apply a schedule primitive; False where its preconditions do not hold, with the schedule unchanged."""
-    try:
-        primitive(block)
-    except ScheduleError:
-        return False
-    return True
