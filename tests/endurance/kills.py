@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,14 +29,13 @@ _ENDS = 25
 
 @dataclass(frozen=True)
 class Victim:
-    """``words`` start a process that lives for at most about ``seconds``; ``end_words`` one that comes to its end.
+    """``words`` start a process that is killed, ``end_words`` one that comes to its end.
 
     ``outputs`` are its files, with what tells whether one is whole.
     """
 
     words: Sequence[str]
     end_words: Sequence[str]
-    seconds: float
     outputs: Mapping[str, Callable[[Path], object]]
 
 
@@ -46,9 +46,9 @@ def _json(path: Path) -> object:
 _COMPILE = [*_BNNC, "compile", DIGITS, "-q", "--report", "report.json", "-o", "x.so"]
 _TREE = [*_BNNC, "tree", DIGITS, "-q", "--no-cache", "--layer", "dense/Gemm", "--json", "t.json", "--plot", "t.svg"]
 _TRAIN = ["-m", "tests.endurance.training", "checkpoint.pt"]
-COMPILE = Victim(_COMPILE, _COMPILE, 4.0, {"x.so": read_manifest, "report.json": _json})
-TREE = Victim(_TREE, _TREE, 4.0, {"t.json": _json, "t.svg": ElementTree.parse})
-TRAIN = Victim([*_TRAIN, "1000000"], [*_TRAIN, "1"], 6.0, {"checkpoint.pt": load_checkpoint})
+COMPILE = Victim(_COMPILE, _COMPILE, {"x.so": read_manifest, "report.json": _json})
+TREE = Victim(_TREE, _TREE, {"t.json": _json, "t.svg": ElementTree.parse})
+TRAIN = Victim([*_TRAIN, "1000000"], [*_TRAIN, "1"], {"checkpoint.pt": load_checkpoint})
 
 
 def killed_compilations(budget: Budget) -> Result:
@@ -75,10 +75,11 @@ def interrupted_compilations(budget: Budget) -> Result:
     result, moments = Result("compilations interrupted"), budget.random()
     work, scratch = _folders(budget)
     longest = 0.0
+    life = _run_to_its_end(COMPILE, work, scratch, result)
     for _ in budget.turns():
         process = start(COMPILE.words, scratch, work)
         # Before half a second Python itself is being loaded, and its own words come.
-        time.sleep(moments.uniform(0.5, COMPILE.seconds))
+        time.sleep(max(0.5, _moment(moments, life)))
         for _ in range(moments.choice((1, 1, 2))):
             _signal(process.pid, moments.choice((False, True)), signal.SIGINT)
         asked = time.monotonic()
@@ -96,17 +97,19 @@ def _killed(result: Result, victim: Victim, budget: Budget) -> Result:
     moments = budget.random()
     work, scratch = _folders(budget)
     written = 0
+    life = _run_to_its_end(victim, work, scratch, result)
     for turn in budget.turns():
         process = start(victim.words, scratch, work)
-        time.sleep(moments.uniform(0.2, victim.seconds))
+        time.sleep(_moment(moments, life))
         _signal(process.pid, moments.choice((False, True)), signal.SIGKILL)
         finish(process, result)
         result.tried += 1
         written += _check_outputs(victim, work, result)
-        if turn % _ENDS == 0:
-            _run_to_its_end(victim, work, scratch, result)
+        if turn % _ENDS == _ENDS - 1:
+            life = _run_to_its_end(victim, work, scratch, result)
     _run_to_its_end(victim, work, scratch, result)
-    result.figure = f"{written} files were written, all of them whole" if not result.failures else ""
+    if not result.failures:
+        result.figure = f"{written} files were there, all of them whole"
     return result
 
 
@@ -117,11 +120,19 @@ def _folders(budget: Budget) -> tuple[Path, Path]:
     return work, scratch
 
 
-def _run_to_its_end(victim: Victim, work: Path, scratch: Path, result: Result) -> None:
+def _moment(moments: random.Random, life: float) -> float:
+    """Seconds after which to kill: any, but every other time in the last part, where files are written."""
+    return life * (moments.uniform(0.9, 1.05) if moments.random() < 0.5 else moments.uniform(0.05, 1.0))
+
+
+def _run_to_its_end(victim: Victim, work: Path, scratch: Path, result: Result) -> float:
+    """Seconds that it took."""
+    began = time.monotonic()
     status, _, err = finish(start(victim.end_words, scratch, work), result)
     result.expect(status == 0, f"the run after it ended with {status}: {err[-300:]}")
     _check_outputs(victim, work, result, whole_run=True)
     result.expect(not left_in(work, scratch), f"left: {left_in(work, scratch)}")
+    return time.monotonic() - began
 
 
 def _check_outputs(victim: Victim, work: Path, result: Result, *, whole_run: bool = False) -> int:
