@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields, replace
-from typing import Self
 
 from bnn_compiler.errors import ModelError, UsageError
 
@@ -54,7 +53,7 @@ class Limits:
                 raise UsageError(f"the limit {name} must be a whole number above 0, not {value!r}")
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str) -> Limits:
         """The limits of ``nodes=100000,memory=16GiB``; those that are not named stay.
 
         Raises:
