@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import bnn_compiler
+from tests.relax_run import Array
 
 _SIZE = 16
 
@@ -22,7 +24,7 @@ class _Graph:
         self._constants: list[onnx.TensorProto] = []
         self._random = np.random.default_rng(0)
 
-    def __call__(self, operator: str, *operands: object, **attributes: object) -> str:
+    def __call__(self, operator: str, *operands: object, **attributes: Any) -> str:
         names = [operand if isinstance(operand, str) else self._constant(operand) for operand in operands]
         result = f"t{len(self._nodes)}"
         self._nodes.append(helper.make_node(operator, names, [result], **attributes))
@@ -34,10 +36,10 @@ class _Graph:
         self._constants.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
-    def weights(self, *shape: int) -> np.ndarray:
+    def weights(self, *shape: int) -> Array:
         """Random ones that keep the size of what they multiply."""
         fan = int(np.prod(shape[1:])) if len(shape) == 4 else shape[0]
-        return (self._random.standard_normal(shape) / np.sqrt(fan)).astype(np.float32)
+        return np.asarray(self._random.standard_normal(shape) / np.sqrt(fan), np.float32)
 
     def model(self, shape: tuple[int, ...], *outputs: str) -> onnx.ModelProto:
         results = [helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None) for output in outputs]
