@@ -195,20 +195,27 @@ def test_loops_are_vectors(name: str) -> None:
         assert "store float " not in code
 
 
-def test_a_named_product_rounds_before_a_sum_reads_it() -> None:
-    """LLVM sees through registers, and would contract a product in one and the sum that reads it."""
+def _product_sum(e: Emit, x: relax.Var) -> relax.Expr:
+    product = e(op.multiply(x, _number(0.7341181)))
+    return op.add(product, e(op.nn.relu(product)))
 
-    def step(e: Emit, x: relax.Var) -> relax.Expr:
-        product = e(op.multiply(x, _number(0.7341181)))
-        return op.add(product, e(op.nn.relu(product)))
 
-    x = _input() * 20
-    product = x * np.float32(0.7341181)
-    np.testing.assert_array_equal(_run(_chain(step, 1), x), product + np.maximum(product, 0))
-    for _ in range(2):
-        product = x * np.float32(0.7341181)
-        x = product + np.maximum(product, np.float32(0))
-    np.testing.assert_array_equal(_run(_chain(step, 2), _input() * 20), x)
+def test_each_operation_rounds() -> None:
+    x = expected = _input() * 20
+    for _ in range(3):
+        product = expected * np.float32(0.7341181)
+        expected = product + np.maximum(product, np.float32(0))
+    np.testing.assert_array_equal(_run(_chain(_product_sum, 3), x), expected)
+
+
+def test_a_named_product_is_fenced() -> None:
+    """LLVM sees through registers; whether it contracts a product that has several readers is the target's choice."""
+    stores: list[tirx.BufferStore] = []
+    (kernel,) = _kernels(_chain(_product_sum, 3))
+    tvm_ffi.structural_walk(kernel.body, (tirx.BufferStore, stores.append))
+    named = [store.value for store in stores if store.buffer.name.startswith("shared")]
+    assert len(named) == 3
+    assert not any(isinstance(value, tirx.Mul) for value in named)
 
 
 def _matrix(e: Emit, x: relax.Var) -> relax.Expr:
