@@ -33,7 +33,7 @@ class Limits:
     """
 
     nodes: int = 15_000
-    operands: int = 512
+    operands: int = 256
     inputs: int = 256
     outputs: int = 256
     constants: int = 50_000
