@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +198,16 @@ assert not {{"numba", "ortools"}} & set(sys.modules), "loaded" """
 
 
 # Ctrl-C
+
+pytestmark = pytest.mark.usefixtures("_listens_to_interrupts")
+
+
+@pytest.fixture
+def _listens_to_interrupts() -> Iterator[None]:
+    """A shell lets what it starts in the background ignore them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_an_interrupt_inside_a_pass(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,7 @@ def test_other_tvm_version(library: Path) -> None:
 
 
 def test_code_is_not_loaded_before_the_checks(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def loaded(_path: str) -> None:
+    def loaded(_path: str, *, keep_module_alive: bool) -> None:
         raise AssertionError("code was loaded")
 
     monkeypatch.setattr("tvm_ffi.load_module", loaded)

@@ -8,17 +8,14 @@ import pytest
 
 from .endurance import kills
 from .endurance.__main__ import TRIALS, Trial
-from .endurance.guarded_networks import guarded_networks
-from .endurance.kills import interrupted_compilations, killed_compilations
+from .endurance.kills import killed_compilations
 from .endurance.load_and_run import many_loads
 from .endurance.trial import Budget, Result
 
 #: In every run of the tests, with seconds; the others are marked slow.
 _ALWAYS: dict[Trial, float] = {
-    killed_compilations: 4.0,
-    interrupted_compilations: 4.0,
+    killed_compilations: 2.0,
     many_loads: 1.0,
-    guarded_networks: 1.0,
 }
 
 

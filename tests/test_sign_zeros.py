@@ -11,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 import bnn_compiler
+from bnn_compiler.errors import VerificationError
 from bnn_compiler.verification.reference import Reference, take_zero_as_plus_one
 from tests.frontend.onnx_text import Array, parse, run_onnx
 
@@ -217,6 +218,27 @@ def test_without_a_place_to_choose_zeros_are_kept() -> None:
     expected = dict(zip(("t", "y"), run_onnx(model, {"x": x}), strict=True))
     for output, value in compiled.run({"x": x}).items():
         np.testing.assert_array_equal(value, expected[output])
+
+
+def test_scales_that_onnx_runtime_moves_into_a_convolution() -> None:
+    """Sums of integers that cancel are then no longer 0 there, but rounding noise: float64 says that both are right."""
+    generator = np.random.default_rng(3)
+    model = parse(
+        "g (float[1,8,12,12] x) => (float[1,4,10,10] y) <float scale = {0.333}> "
+        "{ c = Conv(x, v) b = Mul(c, scale) s = Sign(b) y = Conv(s, w) }"
+    )
+    for name, shape in (("w", (4, 8, 3, 3)), ("v", (8, 8, 1, 1))):
+        values = generator.choice(np.asarray([-1, 1], np.float32), shape)
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    verification = bnn_compiler.compile_model(model).report["verification"]
+    assert verification is not None and verification["decided_in_float64"] is not None
+
+
+def test_nan_in_front_of_a_sign_is_no_bug(tmp_path: Path) -> None:
+    """Of the inputs that verification draws half are negative."""
+    model = _model("a = Sqrt(x) d = Sub(a, tenth) s = Sign(d)")
+    with pytest.raises(VerificationError, match="ONNX Runtime has NaN there, which a bit cannot hold"):
+        bnn_compiler.compile_model(model)
 
 
 def test_the_report_says_where_zero_comes_from() -> None:

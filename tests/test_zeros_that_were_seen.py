@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 import bnn_compiler
 from bnn_compiler.verification.reference import Array
@@ -13,13 +14,26 @@ from tests.frontend.onnx_text import parse, run_onnx
 RNG = np.random.default_rng(3)
 
 
-def test_an_image_of_integers_less_its_mean() -> None:
-    """0 is one float among many for an analysis, and one in 255 for an image that nobody has normalised."""
-    model = parse(
-        "g (float[1,8,12,12] x) => (float[1,4,10,10] y) <float m = {128}> { d = Sub(x, m) s = Sign(d) y = Conv(s, w) }"
-    )
+def _differences(body: str, shape: tuple[int, ...]) -> onnx.ModelProto:
+    """Differences of two channels, and 9: 0 is one float among many for an analysis, and one in 255 for integers."""
+    model = parse(f"g (float x) => (float y) <float nine = {{9}}> {{ {body} }}")
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape))
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    difference = np.eye(8, dtype=np.float32) - np.roll(np.eye(8, dtype=np.float32), 1, axis=1)
     weights: Array = RNG.choice(np.asarray([-1, 1], np.float32), (4, 8, 3, 3))
-    model.graph.initializer.append(numpy_helper.from_array(weights, "w"))
+    for name, value in (
+        ("v", difference[:, :, None, None]),
+        ("u", difference),
+        ("w", weights),
+        ("t", weights[:, :, 0, 0].T),
+    ):
+        if any(name in node.input for node in model.graph.node):
+            model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+    return model
+
+
+def test_differences_of_integers() -> None:
+    model = _differences("c = Conv(x, v) d = Add(c, nine) s = Sign(d) y = Conv(s, w)", (1, 8, 12, 12))
     compiled = bnn_compiler.compile_model(model)
     (sign,) = compiled.report["signs"]
     assert (sign["input"], sign["zero"]) == ("d", "kept")
@@ -37,10 +51,6 @@ def test_an_image_of_integers_less_its_mean() -> None:
 
 @pytest.mark.parametrize("target", ["llvm -mcpu=cortex-a72"])
 def test_another_target_keeps_them_too(target: str) -> None:
-    model = parse(
-        "g (float[64,64] x) => (float[64,8] y) <float m = {128}> { d = Sub(x, m) s = Sign(d) y = MatMul(s, w) }"
-    )
-    weights: Array = RNG.choice(np.asarray([-1, 1], np.float32), (64, 8))
-    model.graph.initializer.append(numpy_helper.from_array(weights, "w"))
+    model = _differences("c = MatMul(x, u) d = Add(c, nine) s = Sign(d) y = MatMul(s, t)", (640, 8))
     report = bnn_compiler.compile_model(model, target=target).report
     assert [entry["zero"] for entry in report["signs"]] == ["kept"]

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from bnn_compiler.errors import ModelError
 from bnn_compiler.tensor_spec import TensorSpec
@@ -82,7 +82,8 @@ def expose(model: ModelProto, tensors: Collection[str]) -> ModelProto:
     known = {value.name: value for value in graph.value_info}
     for name in dict.fromkeys(tensors):
         if name not in present:
-            graph.output.append(known.get(name) or helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+            # Without a type where none is known: ONNX Runtime infers it.
+            graph.output.append(known.get(name) or ValueInfoProto(name=name))
     return copy
 
 

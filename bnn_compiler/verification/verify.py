@@ -28,6 +28,7 @@ than rounding explains. What comes after it may be chaotic.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -156,6 +157,11 @@ class VerificationResult:
             cause = "values within rounding of a threshold may be the cause, or a bug of the compiler: please report it"
         else:
             cause = "this is a bug of the compiler, please report it"
+        if any(layer.first is not None and math.isnan(layer.first[2]) for layer in self.layers):
+            cause = (
+                "ONNX Runtime has NaN there, which a bit cannot hold, on inputs of both signs; where the network is "
+                "never given such inputs, nothing is wrong"
+            )
         raise VerificationError(
             f"verification failed: {self.failure}; {cause} (--algorithm float or --no-verify go around it)"
         )

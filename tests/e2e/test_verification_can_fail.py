@@ -40,8 +40,8 @@ def move_one_threshold(spec: BinarySpec, isa: Isa) -> LayerKernels:
 
 
 def pad_with_the_other_value(spec: BinarySpec, isa: Isa) -> LayerKernels:
-    assert spec.ring is not None
-    return popcount_kernels(replace(spec, ring=-spec.ring), isa)
+    # The form of the network for inputs that hold zeros has them in the frame, too, and is left as it is.
+    return popcount_kernels(spec if spec.ring is None else replace(spec, ring=-spec.ring), isa)
 
 
 def pad_with_minus_one_for_zero(spec: BinarySpec, isa: Isa) -> LayerKernels:

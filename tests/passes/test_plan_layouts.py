@@ -13,7 +13,7 @@ from tvm import relax
 
 import bnn_compiler
 from bnn_compiler.constants import op_name
-from bnn_compiler.driver import lower_model, plus_tensors
+from bnn_compiler.driver import checked_tensors, lower_model
 from bnn_compiler.frontend import import_onnx
 from bnn_compiler.options import CompileOptions
 from bnn_compiler.passes import PlanLayouts
@@ -269,4 +269,4 @@ def test_names_say_in_which_order_axes_are_stored() -> None:
     assert (first.input_axes, first.output_axes) == (None, tuple(TO_NCHW))
     assert (second.input_axes, second.output_axes) == (tuple(TO_NCHW), None)
     # The Sign's own operand, not the tensor in front of the transpose that vanished.
-    assert plus_tensors(lowered.report) == ["xt"]
+    assert checked_tensors(lowered.report) == ["xt"]
