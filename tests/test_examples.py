@@ -95,6 +95,7 @@ def write_cifar10(folder: Path, *, binary: bool, images: int = 8) -> None:
             (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
 
 
+@pytest.mark.slow
 def test_train_cifar10(examples: Path, tmp_path: Path) -> None:
     need("train_cifar10.py")
     write_cifar10(tmp_path / "data", binary=True)

@@ -21,7 +21,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", _PROGRAM, *arguments], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("side", ["after", "before"])
+@pytest.mark.parametrize("side", ["after", pytest.param("before", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cpu", ["znver4", "haswell"])
 def test_kernels_stay_inside_their_arguments(cpu: str, side: str) -> None:
     runnable_isa(cpu)
