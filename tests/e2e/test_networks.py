@@ -43,7 +43,7 @@ EQUAL = {name for name, (_, integer_only) in NETWORKS.items() if integer_only} |
 
 # Each takes a minute; what is binary in them, tests/passes/test_partition_binary_ops.py looks at, too.
 SLOW = {
-    "birealnet18_raw_ortbasic", "brevitas_cnv_1w1a_plain_onnxsim", "fracbnn_resnet20_pg_raw_legacy",
+    "birealnet18", "birealnet18_raw_ortbasic", "brevitas_cnv_1w1a_plain_onnxsim", "fracbnn_resnet20_pg_raw_legacy",
     "larq_binaryresnete18", "reactnet_a_w05_onnxsim", "xnor_alexnet_fc768",
 }  # fmt: skip
 
