@@ -48,7 +48,7 @@ def _found(name: str, *, small: bool) -> Path:
 
 
 #: ``--slow=part`` runs every so-manieth slow test, always the same ones.
-SLOW_STEP = 32
+SLOW_STEP = 48
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
